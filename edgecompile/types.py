@@ -1,0 +1,345 @@
+"""The words that modules speak to each other in: frozen dataclasses, with units in the field names.
+
+Nothing here computes anything but the small facts about itself. Conversion from and to JSON is `encode`/`decode`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+T = TypeVar("T")
+
+#: One sample or batch for a model: input name -> array. What a model returns: output name -> array.
+Arrays: TypeAlias = "Mapping[str, npt.NDArray[np.generic]]"
+#: A function that runs a model on one sample: inputs by name -> outputs by name, in the *original model's* layout.
+RunFunction: TypeAlias = "Callable[[Arrays], Arrays]"
+
+Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+RuntimeName: TypeAlias = Literal["tflite", "onnxruntime", "tensorrt"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+
+# --------------------------------------------------------------------------------------------------- tensors
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """Affine quantization, ``real = scale * (quantized - zero_point)``; one entry, or one a slice of ``axis``."""
+
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    axis: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorSpec:
+    """A named, shaped, typed tensor. ``dtype`` is NumPy's name (``float32``, ``int8``, ``int64``, ...)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """One input or output of a shipped file, and how it relates to the original model's tensor.
+
+    ``spec`` is what the file has; ``model_name`` is the original's tensor; ``permutation`` maps the original's axes
+    to the file's (``file = transpose(original, permutation)``; ``None`` where they are the same, ``(0, 2, 3, 1)`` for
+    an NCHW original whose file takes NHWC).
+    """
+
+    spec: TensorSpec
+    model_name: str
+    permutation: tuple[int, ...] | None = None
+
+
+# ---------------------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A trained network as the compiler works on it: a static, checked, shape-inferred ONNX file.
+
+    ``path`` is the prepared (simplified) ONNX file, ``original_path`` the ONNX before simplification (the reference
+    of the parity gate when there is no ``module``), ``module`` the ``torch.nn.Module`` it came from, in eval mode on
+    the CPU. ``sha256`` is that of the prepared file's bytes. ``notes`` are things done to it that the user should read.
+    """
+
+    name: str
+    path: Path
+    original_path: Path
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    source: str
+    kind: Literal["onnx", "pt2", "factory", "torchscript"]
+    sha256: str
+    parameters: int
+    notes: tuple[str, ...] = ()
+    module: Any = field(default=None, compare=False, repr=False)
+
+
+OperatorClass: TypeAlias = Literal[
+    "conv", "pointwise", "depthwise", "dense", "pool", "elementwise", "activation", "data", "other"
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorCost:
+    """What one fused operator (a Conv with its BatchNorm, bias and activation counts once) asks of a device.
+
+    ``macs`` are multiply-accumulates; ``*_elements`` are tensor elements, so that bytes follow from the precision.
+    ``in_channels``/``out_channels`` are 0 where the notion does not apply.
+    """
+
+    name: str
+    op_type: str
+    op_class: OperatorClass
+    macs: int
+    weight_elements: int
+    input_elements: int
+    output_elements: int
+    in_channels: int = 0
+    out_channels: int = 0
+    kernel: tuple[int, ...] = ()
+    output_shape: tuple[int, ...] = ()
+
+
+# -------------------------------------------------------------------------------------------------- requests
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """The promise: latency at a percentile, the largest accuracy drop (points of the metric), the largest file."""
+
+    latency_ms: float
+    percentile: float = 50.0
+    max_drop: float | None = None
+    max_size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One technique with its choices, replayable: counts and choices only, never seconds."""
+
+    technique: str
+    options: tuple[tuple[str, str | int | float | bool], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Ordered technique steps, then one runtime and precision: the same plan on the same inputs, the same bytes."""
+
+    runtime: RuntimeName
+    precision: Precision
+    steps: tuple[Step, ...] = ()
+    io_dtype: Literal["float32", "int8"] = "float32"
+    reduce_range: bool = False
+    calibration_samples: int = 0
+    seed: int = 0
+
+    @property
+    def label(self) -> str:
+        """The short name people read, ``tflite-int8``."""
+        return f"{self.runtime}-{self.precision}" + ("-rr" if self.reduce_range else "")
+
+
+# --------------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """The file a runtime made of a model. ``path_taken`` names the lowering (``direct``, ``onnx2tf``, ``onnx``).
+
+    ``float_islands`` counts operators left in float inside an INT8 file (``None`` where the notion does not apply);
+    """
+
+    runtime: RuntimeName
+    precision: Precision
+    file: Path
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    path_taken: str
+    size_bytes: int
+    sha256: str
+    float_islands: int | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """The machine a measurement was taken on, and its state before and after."""
+
+    device: str
+    machine: str
+    cpu_model: str
+    cpu_flags: tuple[str, ...]
+    cores: int
+    affinity: tuple[int, ...]
+    kernel: str
+    load_before: float
+    load_after: float
+    governor: str | None = None
+    frequency_mhz_before: float | None = None
+    frequency_mhz_after: float | None = None
+    temperature_c_before: float | None = None
+    temperature_c_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """Latency with its provenance, all in milliseconds; ``value_ms`` is the chosen percentile with a 95 % interval.
+
+    An estimate has ``runs == 0``, an interval that reflects the profile's own error, and no environment.
+    ``warnings`` say why the figure should be doubted (noise, throttling, a loaded machine).
+    """
+
+    provenance: Literal["measured", "estimated", "imported"]
+    device: str
+    runtime: str
+    runtime_version: str
+    threads: int
+    percentile: float
+    value_ms: float
+    ci_low_ms: float
+    ci_high_ms: float
+    median_ms: float
+    p90_ms: float
+    p95_ms: float
+    p99_ms: float
+    runs: int = 0
+    cold_ms: float | None = None
+    load_ms: float | None = None
+    peak_memory_bytes: int | None = None
+    delegated_operators: int | None = None
+    total_operators: int | None = None
+    environment: Environment | None = None
+    warnings: tuple[str, ...] = ()
+
+    def meets(self, latency_ms: float) -> bool:
+        """Whether the upper end of the interval lies under ``latency_ms``. Says nothing about provenance."""
+        return self.ci_high_ms <= latency_ms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ratio:
+    """The ratio of two interleaved measurements' percentiles (``numerator / denominator``), with a 95 % interval."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+
+
+Metric: TypeAlias = Literal["top-1", "agreement", "SQNR", "mAP", "mIoU"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """A metric of one file on the evaluation data; ``value`` in percent (dB for SQNR) with a 95 % interval.
+
+    ``drop`` is in points against the original on the same samples (positive is worse) with its paired interval;
+    for ``agreement`` it is ``100 - value``; for SQNR there is no drop.
+    """
+
+    metric: Metric
+    value: float
+    ci_low: float
+    ci_high: float
+    samples: int
+    drop: float | None = None
+    drop_ci_low: float | None = None
+    drop_ci_high: float | None = None
+
+    @property
+    def unit(self) -> str:
+        return "dB" if self.metric == "SQNR" else "%"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """The parity gate's finding for one file.
+
+    ``kind`` is ``float`` (file against original: ``max_error`` is the largest absolute difference over the output's
+    range, and must not exceed ``tolerance``) or ``quantized`` (file against float: ``sqnr_db`` and, for classifiers,
+    top-1 ``agreement`` in percent with its 95 % interval).
+    """
+
+    kind: Literal["float", "quantized"]
+    passed: bool
+    samples: int
+    max_error: float
+    tolerance: float
+    worst_output: str
+    sqnr_db: float | None = None
+    agreement: float | None = None
+    agreement_ci_low: float | None = None
+    agreement_ci_high: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """One plan that was tried: what it made, how fast, how good. ``failure`` tells why there is nothing to choose."""
+
+    plan: Plan
+    artifact: Artifact | None = None
+    measurement: Measurement | None = None
+    accuracy: Accuracy | None = None
+    parity: Parity | None = None
+    failure: str | None = None
+
+
+# ------------------------------------------------------------------------------------------------------ JSON
+
+
+def _encode_foreign(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    raise NotImplementedError(f"cannot write a {type(value).__name__} as JSON")
+
+
+def _decode_foreign(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"cannot read a {kind.__name__} from JSON")
+
+
+def to_builtins(value: object) -> Any:
+    """A dataclass as plain dictionaries, lists, strings and numbers, ready for JSON."""
+    return msgspec.to_builtins(value, enc_hook=_encode_foreign)
+
+
+def encode(value: object) -> bytes:
+    """A dataclass as canonical JSON: keys sorted, no spaces; equal values give equal bytes."""
+    data: bytes = msgspec.json.encode(value, enc_hook=_encode_foreign, order="sorted")
+    return data
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """The inverse of `encode`. Raises ``msgspec.ValidationError`` when the data does not fit ``kind``."""
+    value: T = msgspec.json.decode(data, type=kind, dec_hook=_decode_foreign)
+    return value
+
+
+def digest(*parts: object) -> str:
+    """A SHA-256 over the canonical JSON of ``parts``: the key of a work-folder entry."""
+    hasher = hashlib.sha256()
+    for part in parts:
+        hasher.update(encode(part))
+        hasher.update(b"\0")
+    return hasher.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, as lower-case hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,28 @@
+"""What all tests share: where the real data lies, and a skip that says why it is not used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real images and trained models; tests that need it skip where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real data is not here: {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def cifar10(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CIFAR-10 as JPEG files, unpacked once a session: ``train/<class>/*.jpg`` and ``test/<class>/*.jpg``."""
+    import tarfile
+
+    root = tmp_path_factory.mktemp("cifar10")
+    with tarfile.open(shared_data / "cifar10.tar.gz") as archive:
+        archive.extractall(root, filter="data")
+    return root / "cifar10"
