@@ -120,12 +120,65 @@ class OperatorCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """The promise: latency at a percentile, the largest accuracy drop (points of the metric), the largest file."""
+    """The promise: latency at a percentile, the largest accuracy drop (points of the metric), the largest file.
+
+    ``min_sqnr_db`` takes the place of ``max_drop`` for models whose metric is SQNR, which has no drop.
+    """
 
     latency_ms: float
     percentile: float = 50.0
     max_drop: float | None = None
+    min_sqnr_db: float | None = None
     max_size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One option of a build as it was in force, and where its value came from."""
+
+    name: str
+    value: str
+    origin: Literal["command line", "edgecompile.toml", "profile", "default"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """All that one build for one target was asked for. ``None`` means: the profile or the data decide."""
+
+    model: str
+    target: str
+    out: Path
+    weights: Path | None = None
+    input_shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    trust: bool = False
+    budget_ms: float | None = None
+    use_case: str | None = None
+    percentile: float = 50.0
+    max_drop: float | None = None
+    min_sqnr_db: float | None = None
+    max_size_mb: float | None = None
+    data: Path | None = None
+    evaluation: Path | None = None
+    preset: str | None = None
+    labels: Path | None = None
+    calibration_samples: int = 200
+    validation_samples: int = 1000
+    evaluation_samples: int | None = None
+    runtimes: tuple[RuntimeName, ...] = ()
+    precisions: tuple[Precision, ...] = ()
+    io_dtype: Literal["float32", "int8"] = "float32"
+    threads: int | None = None
+    warmup_s: float = 1.0
+    min_runs: int = 50
+    min_seconds: float = 3.0
+    seed: int = 0
+    model_license: str | None = None
+    model_source: str | None = None
+    force: bool = False
+    fresh: bool = False
+    content_dir: Path | None = None
+    options: tuple[Option, ...] = ()
+    command_line: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
