@@ -1,0 +1,643 @@
+"""The main job: a trained model in, a measured and verified bundle out.
+
+`build` reads top to bottom like the list of what is done. Every step's result is kept in the work folder under the hash
+of what made it, so the same command goes on where a killed one was.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from edgecompile import (
+    __version__,
+    bench,
+    bundle,
+    calibration,
+    estimate,
+    evaluate,
+    execute,
+    graph,
+    lower,
+    parity,
+    profiles,
+    search,
+)
+from edgecompile import model as models
+from edgecompile.errors import (
+    EXIT_PREDICTED,
+    EdgecompileError,
+    InputError,
+    LimitNotMet,
+    ParityError,
+    UnsupportedModelError,
+)
+from edgecompile.progress import Progress
+from edgecompile.store import Store, register
+from edgecompile.transport.local import LocalTransport
+from edgecompile.types import (
+    Accuracy,
+    Arrays,
+    Artifact,
+    Budget,
+    BuildRequest,
+    Candidate,
+    Measurement,
+    Model,
+    OperatorCost,
+    Parity,
+    Plan,
+    RunFunction,
+    digest,
+    to_builtins,
+)
+
+log = logging.getLogger(__name__)
+
+#: Samples that the parity gate compares on; each costs one run of the original.
+PARITY_SAMPLES = 8
+GOLDEN_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """What a build gives back: the bundle on disk and the exit code that its verdict stands for."""
+
+    bundle: bundle.Bundle
+    exit_code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """What all steps of one build share."""
+
+    request: BuildRequest
+    profile: profiles.DeviceProfile
+    model: Model
+    costs: tuple[OperatorCost, ...]
+    data: calibration.CalibrationSet
+    budget: Budget
+    store: Store
+    progress: Progress
+
+    @property
+    def here(self) -> bool:
+        """Whether the device is this machine, so that it can be measured."""
+        return self.profile.matches_this_machine()
+
+    @property
+    def threads(self) -> int:
+        return self.request.threads or self.profile.threads
+
+
+def build(request: BuildRequest, progress: Progress) -> BuildResult:
+    """Build one model for one device. Raises `EdgecompileError`; a missed limit is a result, not an error."""
+    bundle.check_output(request.out, force=request.force)
+    with _work_folder(request) as store:
+        job = prepare(request, store, progress)
+        plans = propose(job)
+        candidates = _lower_all(job, plans)
+        _require_one(job, candidates)
+        candidates = _add_latency(job, candidates)
+        candidates = _add_validation(job, candidates)
+        choice = search.choose(candidates, job.budget)
+        accuracy, original = _evaluate(job, choice.candidate)
+        return _write_bundle(job, candidates, choice, accuracy, original)
+
+
+@contextmanager
+def _work_folder(request: BuildRequest) -> Iterator[Store]:
+    work = request.out.resolve().with_name(request.out.resolve().name + ".work")
+    if request.fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    store = Store(work)
+    with store.locked():
+        register(work)
+        yield store
+
+
+# ----------------------------------------------------------------------------------------------------- inputs
+
+
+def prepare(request: BuildRequest, store: Store, progress: Progress) -> _Job:
+    """Load the profile, the model and the data; fail before any long work on what cannot be built."""
+    profile = profiles.load(request.target, content_dir=request.content_dir)
+    with progress.stage("Load the model"):
+        model = models.load(
+            request.model,
+            store.root / "model",
+            weights=request.weights,
+            input_shapes=_input_shapes(request),
+            trust=request.trust,
+        )
+    for note in model.notes:
+        progress.note(note)
+    with progress.stage("Read the data"):
+        data = _load_data(request, model)
+    for note in data.notes:
+        progress.note(note)
+    return _Job(
+        request=request,
+        profile=profile,
+        model=model,
+        costs=graph.operators(model.path),
+        data=data,
+        budget=_budget(request, profile),
+        store=store,
+        progress=progress,
+    )
+
+
+def _input_shapes(request: BuildRequest) -> dict[str, tuple[int, ...]] | tuple[int, ...] | None:
+    shapes = dict(request.input_shapes)
+    if not shapes:
+        return None
+    if set(shapes) == {""}:  # --input-shape 1,3,32,32 without a name
+        return shapes[""]
+    return shapes
+
+
+def _load_data(request: BuildRequest, model: Model) -> calibration.CalibrationSet:
+    if request.data is None:
+        if request.evaluation is not None or request.max_drop is not None or request.min_sqnr_db is not None:
+            raise InputError("accuracy was asked for, but there is no data", remedy="give a folder with --data")
+        return calibration.without_data(model.inputs, seed=request.seed)
+    preset = None
+    if request.preset is not None:
+        preset = calibration.load_preset(request.preset, content_dir=request.content_dir)
+    return calibration.load(
+        preset,
+        model.inputs,
+        data=request.data,
+        evaluation=request.evaluation,
+        labels=request.labels,
+        seed=request.seed,
+        calibration_samples=request.calibration_samples,
+        validation_samples=request.validation_samples,
+        evaluation_samples=request.evaluation_samples,
+    )
+
+
+def _budget(request: BuildRequest, profile: profiles.DeviceProfile) -> Budget:
+    latency_ms = request.budget_ms
+    if latency_ms is None and request.use_case is not None:
+        latency_ms = profiles.USE_CASES[request.use_case]
+    if latency_ms is None:
+        latency_ms = profile.default_budget_ms
+    return Budget(
+        latency_ms=latency_ms,
+        percentile=request.percentile,
+        max_drop=request.max_drop,
+        min_sqnr_db=request.min_sqnr_db,
+        max_size_bytes=round(request.max_size_mb * 1e6) if request.max_size_mb is not None else None,
+    )
+
+
+def propose(job: _Job) -> tuple[Plan, ...]:
+    """The plans worth trying on this device under the request's restrictions. Raises `InputError` when none is left."""
+    combinations = [(r.name, p) for r in job.profile.runtimes for p in r.precisions]
+    plans = search.propose(
+        job.request,
+        combinations,
+        has_data=not job.data.synthetic,
+        saturates=lambda runtime: runtime == "onnxruntime" and job.profile.int8_saturates,
+    )
+    if not plans:
+        known = ", ".join(f"{r}-{p}" for r, p in combinations)
+        reason = " (INT8 needs --data)" if job.data.synthetic and "int8" in job.request.precisions else ""
+        raise InputError(
+            f"no runtime and precision is left for {job.profile.name}{reason}",
+            remedy=f"it knows: {known}; widen --runtime and --precision",
+        )
+    if job.data.synthetic:
+        job.progress.note("no --data: INT8 is not tried, and accuracy is not measured")
+    return plans
+
+
+# --------------------------------------------------------------------------------------------------- lowering
+
+
+def _lower_all(job: _Job, plans: Sequence[Plan]) -> list[Candidate]:
+    """One candidate a plan: its file and the parity gate's finding, or why there is none."""
+    original = execute.original(job.model)
+    candidates: list[Candidate] = []
+    with job.progress.stage("Convert and compare", len(plans)) as advance:
+        for plan in plans:
+            candidates.append(_lower_one(job, plan, original))
+            advance(1)
+    return candidates
+
+
+def _lower_one(job: _Job, plan: Plan, original: RunFunction) -> Candidate:
+    try:
+        floating, gate = _float_artifact(job, plan, original)
+        if plan.precision == "fp32":
+            return Candidate(plan=plan, artifact=floating, parity=gate)
+        artifact = _quantized_artifact(job, plan, floating)
+        return Candidate(plan=plan, artifact=artifact, parity=_compare_quantized(job, plan, artifact, floating))
+    except UnsupportedModelError as exc:
+        job.progress.warn(f"{plan.label}: {exc.message}")
+        log.info("%s failed", plan.label, exc_info=exc)
+        return Candidate(plan=plan, failure=exc.message)
+
+
+def _float_artifact(job: _Job, plan: Plan, original: RunFunction) -> tuple[Artifact, Parity]:
+    """The float file of a runtime by the first lowering path that passes the parity gate.
+
+    Raises `UnsupportedModelError` when no path can, or `ParityError` naming the first operator that differs.
+    """
+    float_plan = replace(plan, precision="fp32", reduce_range=False, io_dtype="float32", calibration_samples=0)
+    runtime = lower.RUNTIMES[plan.runtime]
+    failure: UnsupportedModelError | None = None
+    for path in runtime.paths:
+        try:
+            artifact = _lowered(job, float_plan, path, None)
+            gate = _float_parity(job, float_plan, artifact, original)
+            if gate.passed:
+                return artifact, gate
+            failure = _explain_divergence(job, float_plan, path, gate, original)
+        except UnsupportedModelError as exc:
+            # Keep the first path's reason: it is our own lowering's, and names operators.
+            failure = failure or exc
+        job.progress.note(f"{float_plan.label}: lowering path {path!r} is not usable: {failure.message}")
+    assert failure is not None, "a runtime has at least one path"
+    raise failure
+
+
+def _lowered(job: _Job, plan: Plan, path: str, float_artifact: Artifact | None) -> Artifact:
+    key = digest(job.model.sha256, plan, path, job.data.digest if plan.calibration_samples else "", __version__)
+
+    def make(folder: Path) -> Artifact:
+        return lower.RUNTIMES[plan.runtime].lower(
+            job.model,
+            plan,
+            _conversion_samples(job, plan),
+            folder,
+            path=path,
+            float_artifact=float_artifact,
+        )
+
+    return job.store.cached("lower", key, Artifact, make)
+
+
+def _conversion_samples(job: _Job, plan: Plan) -> Sequence[Arrays]:
+    return job.data.calibration if plan.precision == "int8" else _some(job.data.calibration, PARITY_SAMPLES)
+
+
+def _some(samples: Sequence[Arrays], count: int) -> list[Arrays]:
+    return [samples[i] for i in range(min(count, len(samples)))]
+
+
+def _float_parity(job: _Job, plan: Plan, artifact: Artifact, original: RunFunction) -> Parity:
+    key = digest("float", artifact.sha256, job.model.sha256, job.data.digest, __version__)
+
+    def make(_: Path) -> Parity:
+        return parity.float_gate(execute.artifact(artifact), original, _some(job.data.calibration, PARITY_SAMPLES))
+
+    return job.store.cached("parity", key, Parity, make)
+
+
+def _explain_divergence(job: _Job, plan: Plan, path: str, gate: Parity, original: RunFunction) -> ParityError:
+    """The error for a float file that computes something else, naming the first operator whose output differs."""
+
+    def convert(part: Model, folder: Path) -> RunFunction:
+        samples = _some(job.data.calibration, PARITY_SAMPLES)
+        return execute.artifact(lower.RUNTIMES[plan.runtime].lower(part, plan, samples, folder, path=path))
+
+    with tempfile.TemporaryDirectory() as folder, job.progress.stage("Find the first operator that differs"):
+        divergence = parity.first_divergence(job.model, convert, _some(job.data.calibration, 2), workdir=Path(folder))
+    where = f"; the first operator whose output differs: {divergence.describe()}" if divergence else ""
+    return ParityError(
+        f"the {plan.label} file made by {path} does not compute what the model does: output "
+        f"{gate.worst_output!r} differs by {gate.max_error:.2g} of its range (allowed {gate.tolerance:g}){where}",
+        remedy="rewrite that operator in the model, or use another --runtime",
+        operators=((divergence.op_type, divergence.node_name),) if divergence else (),
+    )
+
+
+def _quantized_artifact(job: _Job, plan: Plan, floating: Artifact) -> Artifact:
+    return _lowered(job, plan, floating.path_taken, floating)
+
+
+def _compare_quantized(job: _Job, plan: Plan, artifact: Artifact, floating: Artifact) -> Parity:
+    key = digest("quantized", artifact.sha256, floating.sha256, job.data.digest, __version__)
+
+    def make(_: Path) -> Parity:
+        samples = _some(job.data.validation or job.data.calibration, 64)
+        return parity.quantized(execute.artifact(artifact), execute.artifact(floating), samples)
+
+    found = job.store.cached("parity", key, Parity, make)
+    if not found.passed:
+        raise ParityError(
+            f"the {plan.precision} file is broken: its output {found.worst_output!r} has an SQNR of "
+            f"{found.sqnr_db:.1f} dB against float",
+            remedy="leave this precision out with --precision",
+        )
+    return found
+
+
+def _require_one(job: _Job, candidates: Sequence[Candidate]) -> None:
+    """Raise the failure of the first plan when no candidate has a file (exit code 5)."""
+    if any(c.failure is None for c in candidates):
+        return
+    reasons = "; ".join(f"{c.plan.label}: {c.failure}" for c in candidates)
+    raise UnsupportedModelError(
+        f"{job.model.name} cannot be lowered for {job.profile.name}: {reasons}",
+        remedy="replace the operators named above in the model, or try another target",
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- latency
+
+
+def _add_latency(job: _Job, candidates: Sequence[Candidate]) -> list[Candidate]:
+    if job.here:
+        return _measured(job, candidates)
+    job.progress.note(
+        f"{job.profile.name} is not this machine: latency is estimated from the device profile, not measured"
+    )
+    return [replace(c, measurement=_estimated(job, c.plan)) if c.failure is None else c for c in candidates]
+
+
+def _estimated(job: _Job, plan: Plan) -> Measurement:
+    return estimate.latency(
+        job.costs,
+        job.profile,
+        runtime=plan.runtime,
+        precision=plan.precision,
+        threads=job.threads,
+        percentile=job.budget.percentile,
+    )
+
+
+def _bench_options(job: _Job) -> bench.BenchOptions:
+    return bench.BenchOptions(
+        threads=job.threads,
+        percentile=job.budget.percentile,
+        warmup_s=job.request.warmup_s,
+        min_runs=job.request.min_runs,
+        min_seconds=job.request.min_seconds,
+        seed=job.request.seed,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Measurements:
+    items: tuple[Measurement, ...]
+
+
+def _measured(job: _Job, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Measure all files on this machine, interleaved, so that their figures can be compared."""
+    with_files = [c for c in candidates if c.artifact is not None]
+    options = _bench_options(job)
+    key = digest([c.artifact.sha256 for c in with_files if c.artifact], options, machine_id())
+
+    def make(_: Path) -> _Measurements:
+        artifacts = [c.artifact for c in with_files if c.artifact is not None]
+        with LocalTransport() as transport:
+            return _Measurements(items=bench.measure(artifacts, transport, options).measurements)
+
+    with job.progress.stage(f"Measure {len(with_files)} files, interleaved"):
+        measurements = job.store.cached("measure", key, _Measurements, make).items
+    by_plan = {c.plan: m for c, m in zip(with_files, measurements, strict=True)}
+    for measurement in measurements:
+        for warning in measurement.warnings:
+            job.progress.warn(f"{measurement.runtime}: {warning}")
+    return [replace(c, measurement=by_plan.get(c.plan)) for c in candidates]
+
+
+def machine_id() -> str:
+    """What keys a measurement to this machine, so that a moved work folder does not claim another's figures."""
+    import platform
+
+    try:
+        unique = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        unique = ""
+    return digest(platform.node(), platform.machine(), unique)
+
+
+# --------------------------------------------------------------------------------------------------- accuracy
+
+
+def _add_validation(job: _Job, candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The accuracy of every file on the validation part, which the choice is made on."""
+    if job.data.synthetic:
+        return list(candidates)
+    samples = job.data.validation
+    with_files = [c for c in candidates if c.artifact is not None and c.failure is None]
+    with job.progress.stage("Validate", (len(with_files) + 1) * len(samples)) as advance:
+        reference = evaluate.reference(execute.original(job.model), samples, progress=advance)
+        _check_limits_fit(job, reference)
+        by_plan = {c.plan: _accuracy(job, c, reference, "validation", advance) for c in with_files}
+    return [replace(c, accuracy=by_plan.get(c.plan)) for c in candidates]
+
+
+def _check_limits_fit(job: _Job, reference: evaluate.Reference) -> None:
+    if reference.metric == "SQNR" and job.budget.max_drop is not None:
+        raise InputError(
+            "--max-drop needs a metric with a baseline, but this model's outputs are compared by SQNR",
+            remedy="use --min-sqnr DB, or give labels (see the data page of the documentation)",
+        )
+    if reference.metric != "SQNR" and job.budget.min_sqnr_db is not None:
+        raise InputError(
+            f"--min-sqnr was given, but this model's metric is {reference.metric}", remedy="use --max-drop"
+        )
+
+
+def _accuracy(
+    job: _Job,
+    candidate: Candidate,
+    reference: evaluate.Reference,
+    part: Literal["validation", "evaluation"],
+    advance: Callable[[int], None],
+) -> Accuracy:
+    artifact = candidate.artifact
+    assert artifact is not None
+    samples = job.data.validation if part == "validation" else job.data.evaluation
+    key = digest(part, artifact.sha256, job.model.sha256, job.data.digest, len(samples), __version__)
+    return job.store.cached(
+        "accuracy",
+        key,
+        Accuracy,
+        lambda _: evaluate.accuracy(execute.artifact(artifact), reference, samples, progress=advance),
+    )
+
+
+def _evaluate(job: _Job, chosen: Candidate) -> tuple[Accuracy | None, Accuracy | None]:
+    """The accuracy of the file that ships, and of the original, on the part that nothing was chosen on."""
+    if job.data.synthetic:
+        return None, None
+    samples = job.data.evaluation
+    with job.progress.stage("Evaluate the file that ships", 2 * len(samples)) as advance:
+        reference = evaluate.reference(execute.original(job.model), samples, progress=advance)
+        return _accuracy(job, chosen, reference, "evaluation", advance), reference.accuracy
+
+
+# ----------------------------------------------------------------------------------------------------- bundle
+
+
+def _write_bundle(
+    job: _Job,
+    candidates: Sequence[Candidate],
+    choice: search.Choice,
+    accuracy: Accuracy | None,
+    original: Accuracy | None,
+) -> BuildResult:
+    artifact = choice.candidate.artifact
+    assert artifact is not None
+    assert choice.candidate.measurement is not None
+    verdict = _verdict(job, choice, accuracy)
+    with job.progress.stage("Write the bundle"), bundle.BundleWriter(job.request.out) as writer:
+        model_path = writer.add("model", artifact.file, f"model{artifact.file.suffix}")
+        golden = _add_golden(job, writer, replace(artifact, file=model_path))
+        if job.data.class_names:
+            writer.add_bytes("labels", ("\n".join(job.data.class_names) + "\n").encode(), "labels.txt")
+        bundle.add_runner(writer, artifact.runtime)
+        manifest = bundle.Manifest(
+            schema_version=bundle.SCHEMA_VERSION,
+            edgecompile_version=__version__,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command_line=job.request.command_line,
+            seed=job.request.seed,
+            options=job.request.options,
+            model=_model_facts(job),
+            target=job.profile.name,
+            architecture=job.profile.architecture,
+            budget=job.budget,
+            verdict=verdict,
+            plan=choice.candidate.plan,
+            runtime=artifact.runtime,
+            precision=artifact.precision,
+            path_taken=artifact.path_taken,
+            full_integer=artifact.precision == "int8" and artifact.float_islands == 0,
+            float_islands=artifact.float_islands,
+            inputs=artifact.inputs,
+            outputs=artifact.outputs,
+            preprocessing=to_builtins(job.data.preset) if job.data.preset is not None else None,
+            measurement=choice.candidate.measurement,
+            accuracy=accuracy,
+            original_accuracy=original,
+            parity=tuple(
+                c.parity for c in candidates if c.parity and c.artifact and c.plan.runtime == artifact.runtime
+            ),
+            candidates=_tried(candidates, choice),
+            data=_data_facts(job),
+            golden=golden,
+            versions=_versions(),
+            files=writer.files,
+        )
+        result = writer.finish(manifest)
+    return BuildResult(bundle=result, exit_code=verdict.exit_code)
+
+
+def _verdict(job: _Job, choice: search.Choice, accuracy: Accuracy | None) -> bundle.Verdict:
+    """The verdict on the file that ships: its accuracy limit is checked on the evaluation part."""
+    missed = search.accuracy_violations(accuracy, job.budget)
+    if choice.status == "not met" or missed:
+        text = choice.text
+        if choice.status != "not met":
+            text = f"{choice.candidate.plan.label} kept the limits on the validation part, but on the evaluation part: "
+            text += "; ".join(missed)
+        return bundle.Verdict(status="not met", text=text, exit_code=LimitNotMet.exit_code, help=choice.help)
+    code = EXIT_PREDICTED if choice.status == "predicted" else 0
+    return bundle.Verdict(status=choice.status, text=choice.text, exit_code=code, help=choice.help)
+
+
+def _add_golden(job: _Job, writer: bundle.BundleWriter, artifact: Artifact) -> bundle.Golden:
+    """Golden vectors: real inputs as the file takes them, and what the shipped file made of them here."""
+    samples = _some(job.data.evaluation if not job.data.synthetic else job.data.calibration, GOLDEN_SAMPLES)
+    run = execute.raw(artifact)
+    inputs = [execute.to_file_inputs(artifact, sample) for sample in samples]
+    outputs = [run(sample) for sample in inputs]
+    with tempfile.TemporaryDirectory() as folder:
+        for role, name, arrays in (("golden inputs", "inputs", inputs), ("golden outputs", "outputs", outputs)):
+            path = Path(folder) / f"{name}.npz"
+            bundle.write_arrays(path, arrays)
+            writer.add(role, path, f"golden/{name}.npz")  # type: ignore[arg-type]
+    exact = artifact.precision == "int8" and artifact.float_islands == 0
+    return bundle.Golden(
+        samples=len(samples),
+        comparison="exact" if exact else "relative",
+        tolerance=0.0 if exact else bundle.GOLDEN_FLOAT_TOLERANCE,
+    )
+
+
+def _model_facts(job: _Job) -> bundle.ModelFacts:
+    return bundle.ModelFacts(
+        name=job.model.name,
+        source=job.model.source,
+        kind=job.model.kind,
+        sha256=job.model.sha256,
+        parameters=job.model.parameters,
+        macs=sum(cost.macs for cost in job.costs),
+        notes=job.model.notes,
+        license=job.request.model_license,
+        source_url=job.request.model_source,
+    )
+
+
+def _tried(candidates: Sequence[Candidate], choice: search.Choice) -> tuple[bundle.TriedCandidate, ...]:
+    return tuple(
+        bundle.TriedCandidate(
+            label=c.plan.label,
+            plan=c.plan,
+            verdict=verdict,
+            size_bytes=c.artifact.size_bytes if c.artifact else None,
+            path_taken=c.artifact.path_taken if c.artifact else None,
+            float_islands=c.artifact.float_islands if c.artifact else None,
+            measurement=c.measurement,
+            validation=c.accuracy,
+            parity=c.parity,
+            failure=c.failure,
+        )
+        for c, verdict in zip(candidates, choice.verdicts, strict=True)
+    )
+
+
+def _data_facts(job: _Job) -> bundle.DataFacts | None:
+    if job.data.synthetic:
+        return None
+    return bundle.DataFacts(
+        calibration=len(job.data.calibration),
+        validation=len(job.data.validation),
+        evaluation=len(job.data.evaluation),
+        evaluation_from="--eval" if job.request.evaluation is not None else "held back from --data",
+        skipped=job.data.skipped,
+        digest=job.data.digest,
+        notes=job.data.notes,
+    )
+
+
+_RECORDED = (
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "numpy",
+    "onnx",
+    "onnx2tf",
+    "onnxruntime",
+    "onnxsim",
+    "tensorflow",
+    "torch",
+)
+
+
+def _versions() -> dict[str, str]:
+    found = {"edgecompile": __version__}
+    for name in _RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+__all__ = ["BuildResult", "EdgecompileError", "build", "prepare", "propose"]
