@@ -1,0 +1,194 @@
+"""What a person sees: progress on standard error, tables on standard output, and the closing words.
+
+Colour and drawing follow rich's rules: none with ``NO_COLOR``, plain lines where the output is not a terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as RichProgress
+from rich.table import Table
+from rich.text import Text
+
+from edgecompile.bundle import Manifest, TriedCandidate
+from edgecompile.types import Accuracy, Measurement
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_STATUS_STYLE = {"met": "bold green", "predicted": "bold yellow", "not met": "bold red"}
+_STATUS_WORDS = {"met": "met (measured)", "predicted": "predicted (not measured)", "not met": "not met"}
+
+
+class Face:
+    """A `edgecompile.progress.Progress` on the terminal: one line a stage, with the time left where it is known."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.err = Console(stderr=True, highlight=False)
+        self.out = Console(highlight=False)
+        self._quiet = quiet
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        if self._quiet:
+            yield lambda steps: None
+        elif not self.err.is_terminal:
+            self.err.print(f"{title} ...")
+            yield lambda steps: None
+        else:
+            with self._bar(total) as bar:
+                task = bar.add_task(title, total=total)
+                yield lambda steps: bar.advance(task, steps)
+                bar.update(task, total=total or 1, completed=total or 1)
+
+    def _bar(self, total: int | None) -> RichProgress:
+        columns = [SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:34}")]
+        if total is not None:
+            columns += [BarColumn(bar_width=16), MofNCompleteColumn(), TimeRemainingColumn(compact=True)]
+        return RichProgress(*columns, TimeElapsedColumn(), console=self.err)
+
+    def note(self, text: str) -> None:
+        if not self._quiet:
+            self.err.print(Text(f"note: {text}", style="dim"))
+
+    def warn(self, text: str) -> None:
+        self.err.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def print(self, *renderables: RenderableType) -> None:
+        for renderable in renderables:
+            self.out.print(renderable)
+
+
+# --------------------------------------------------------------------------------------------------- figures
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits, never an exponent: ``0.123``, ``4.56``, ``78.9``, ``1234``."""
+    if value >= 100:
+        return f"{value:.0f}"
+    digits = 2 if value >= 1 else 3
+    return f"{value:.1f}" if value >= 10 else f"{value:.{digits}f}"
+
+
+def latency(measurement: Measurement | None) -> str:
+    """The chosen percentile with its interval; an estimate is marked with a tilde and says so."""
+    if measurement is None:
+        return "-"
+    low, high = milliseconds(measurement.ci_low_ms), milliseconds(measurement.ci_high_ms)
+    if measurement.provenance == "estimated":
+        return f"~{milliseconds(measurement.value_ms)} [{low}, {high}] est."
+    return f"{milliseconds(measurement.value_ms)} [{low}, {high}]"
+
+
+def size(size_bytes: int | None) -> str:
+    """A size for people: ``812 B``, ``77.3 kB``, ``3.51 MB``."""
+    if size_bytes is None:
+        return "-"
+    if size_bytes < 1000:
+        return f"{size_bytes} B"
+    if size_bytes < 1e6:
+        return f"{size_bytes / 1e3:.1f} kB"
+    return f"{size_bytes / 1e6:.2f} MB"
+
+
+def accuracy(value: Accuracy | None) -> str:
+    """The figure with its unit: ``91.20 %`` or ``38.1 dB``."""
+    if value is None:
+        return "-"
+    return f"{value.value:.1f} dB" if value.metric == "SQNR" else f"{value.value:.2f} %"
+
+
+def drop(value: Accuracy | None) -> str:
+    """The drop in points, with its sign turned so that a loss is positive."""
+    if value is None or value.drop is None:
+        return "-"
+    return f"{value.drop:+.2f}".replace("+0.00", "0.00").replace("-0.00", "0.00")
+
+
+def count(value: int) -> str:
+    """A count for people: ``812``, ``77.3 k``, ``3.51 M``, ``4.09 G``."""
+    for factor, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return str(value)
+
+
+# ---------------------------------------------------------------------------------------------------- tables
+
+
+def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+    """An empty table in the one style of the program; columns named in ``right`` are right-aligned."""
+    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    return made
+
+
+def candidates(manifest: Manifest) -> Table:
+    """The closing table: each candidate with its size, latency, accuracy on the validation part, and verdict."""
+    percentile = manifest.budget.percentile
+    metric = next((c.validation.metric for c in manifest.candidates if c.validation), "accuracy")
+    heads = ("candidate", "size", f"p{percentile:g} ms [95 %]", metric, "drop", "verdict")
+    made = table(*heads, right=("size", metric, "drop"))
+    if manifest.original_accuracy is not None:
+        made.add_row("original", "", "", accuracy(manifest.original_accuracy), "", Text("evaluation data", style="dim"))
+    for candidate in manifest.candidates:
+        made.add_row(*_row(candidate), style="bold" if candidate.plan == manifest.plan else None)
+    return made
+
+
+def _row(candidate: TriedCandidate) -> tuple[str | Text, ...]:
+    ok = candidate.verdict.startswith(("met", "predicted"))
+    style = ("green" if candidate.verdict.startswith("met") else "yellow") if ok else "red"
+    return (
+        candidate.label,
+        size(candidate.size_bytes),
+        latency(candidate.measurement),
+        accuracy(candidate.validation),
+        drop(candidate.validation),
+        Text(candidate.verdict, style=style),
+    )
+
+
+def closing(manifest: Manifest, folder: str) -> list[Text]:
+    """The closing lines: the verdict, the accuracy of the file that ships, what would help, and where it is."""
+    verdict = manifest.verdict
+    lines = [
+        Text.assemble(
+            (f"Budget {_STATUS_WORDS[verdict.status]}: ", _STATUS_STYLE[verdict.status]),
+            verdict.text,
+        )
+    ]
+    if manifest.accuracy is not None:
+        lines.append(_accuracy_line(manifest.accuracy, manifest.original_accuracy))
+    lines += [Text(f"  what would help: {hint}") for hint in verdict.help]
+    lines.append(
+        Text.assemble(
+            "Bundle: ", (f"{folder}", "bold"), f" ({manifest.model_file.path}, {size(manifest.model_file.size_bytes)})"
+        )
+    )
+    return lines
+
+
+def _accuracy_line(found: Accuracy, original: Accuracy | None) -> Text:
+    words = f"{found.metric} of the shipped file on {found.samples} evaluation samples: {accuracy(found)}"
+    words += f" [{found.ci_low:.2f}, {found.ci_high:.2f}]"
+    if original is not None and found.metric not in ("agreement", "SQNR"):
+        words += f", original {accuracy(original)}"
+    if found.drop is not None:
+        words += f", drop {drop(found)}"
+        if found.drop_ci_low is not None and found.drop_ci_high is not None:
+            words += f" [{found.drop_ci_low:.2f}, {found.drop_ci_high:.2f}]"
+    return Text(words)
