@@ -15,6 +15,7 @@ from edgecompile.errors import EXIT_PREDICTED, EdgecompileError, InputError
 
 if TYPE_CHECKING:
     from edgecompile.config import ProjectConfig, Value
+    from edgecompile.pipeline import DryRun
     from edgecompile.report import Face
     from edgecompile.types import BuildRequest, Option
 
@@ -198,8 +199,7 @@ def _build_one(request: BuildRequest, terminal: Face, *, dry_run: bool, as_json:
         terminal.err.rule(request.target, align="left")
     try:
         if dry_run:
-            plan = pipeline.dry_run(request, terminal)
-            _print_json(to_builtins(plan)) if as_json else terminal.print(*report.dry_run(plan))
+            _print_dry_run(pipeline.dry_run(request, terminal), terminal, as_json=as_json)
             return 0
         result = pipeline.build(request, terminal)
     except EdgecompileError as exc:
@@ -213,6 +213,25 @@ def _build_one(request: BuildRequest, terminal: Face, *, dry_run: bool, as_json:
     else:
         terminal.print(report.candidates(manifest), *report.closing(manifest, str(request.out)))
     return result.exit_code
+
+
+def _print_dry_run(plan: DryRun, terminal: Face, *, as_json: bool) -> None:
+    from edgecompile import report
+    from edgecompile.types import to_builtins
+
+    if as_json:
+        _print_json(to_builtins(plan))
+        return
+    terminal.print(
+        *report.dry_run(
+            target=plan.target,
+            measured_here=plan.measured_here,
+            budget_ms=plan.budget.latency_ms,
+            rows=[(c.label, c.estimate, c.size_bytes) for c in plan.candidates],
+            time_s=plan.time_s,
+            disk_bytes=plan.disk_bytes,
+        )
+    )
 
 
 def _print_json(value: object) -> None:

@@ -166,10 +166,9 @@ def _input_shapes(request: BuildRequest) -> dict[str, tuple[int, ...]] | tuple[i
 
 
 def _load_data(request: BuildRequest, model: Model) -> calibration.CalibrationSet:
-    if request.data is None:
-        if request.evaluation is not None or request.max_drop is not None or request.min_sqnr_db is not None:
-            raise InputError("accuracy was asked for, but there is no data", remedy="give a folder with --data")
-        return calibration.without_data(model.inputs, seed=request.seed)
+    limits = (request.evaluation, request.max_drop, request.min_sqnr_db)
+    if request.data is None and any(limit is not None for limit in limits):
+        raise InputError("accuracy was asked for, but there is no data", remedy="give a folder with --data")
     preset = None
     if request.preset is not None:
         preset = calibration.load_preset(request.preset, content_dir=request.content_dir)
@@ -217,9 +216,77 @@ def propose(job: _Job) -> tuple[Plan, ...]:
             f"no runtime and precision is left for {job.profile.name}{reason}",
             remedy=f"it knows: {known}; widen --runtime and --precision",
         )
-    if job.data.synthetic:
-        job.progress.note("no --data: INT8 is not tried, and accuracy is not measured")
     return plans
+
+
+# ---------------------------------------------------------------------------------------------------- dry run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlannedCandidate:
+    """One plan that a build would try, with its estimated latency and file size."""
+
+    label: str
+    estimate: Measurement
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What a build would do: nothing was converted, and every figure is an estimate."""
+
+    model: str
+    target: str
+    measured_here: bool
+    budget: Budget
+    candidates: tuple[PlannedCandidate, ...]
+    time_s: float
+    disk_bytes: int
+
+
+_BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
+
+
+def dry_run(request: BuildRequest, progress: Progress) -> DryRun:
+    """What `build` would try, with estimates, expected time and disk. Leaves nothing behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = prepare(request, Store(Path(folder)), progress)
+        planned = tuple(_planned(job, plan) for plan in propose(job))
+    files = sum(c.size_bytes for c in planned)
+    return DryRun(
+        model=job.model.name,
+        target=job.profile.name,
+        measured_here=job.here,
+        budget=job.budget,
+        candidates=planned,
+        time_s=_expected_s(job, planned),
+        # The work folder keeps the prepared model twice, every candidate, and the bundle one more copy.
+        disk_bytes=2 * 4 * job.model.parameters + files + max(c.size_bytes for c in planned),
+    )
+
+
+def _planned(job: _Job, plan: Plan) -> PlannedCandidate:
+    return PlannedCandidate(
+        label=plan.label,
+        estimate=_estimated(job, plan),
+        size_bytes=job.model.parameters * _BYTES[plan.precision],
+    )
+
+
+def _expected_s(job: _Job, planned: Sequence[PlannedCandidate]) -> float:
+    """A rough time for the build on this machine: the runs it makes, at some GMAC/s, plus conversion."""
+    request, macs = job.request, sum(cost.macs for cost in job.costs)
+    one_run_s = max(macs / _HOST_MACS_PER_S, 1e-3)
+    measured = request.warmup_s + max(request.min_seconds, request.min_runs * one_run_s) if job.here else 0.0
+    samples = 0 if job.data.synthetic else len(job.data.validation) + len(job.data.calibration)
+    each = measured + _CONVERSION_S + samples * one_run_s
+    evaluation = 0 if job.data.synthetic else 2 * len(job.data.evaluation) * one_run_s
+    return len(planned) * each + evaluation
+
+
+#: For `dry_run` only: what one thread of a small x86 machine does, and what a small net's conversion takes.
+_HOST_MACS_PER_S = 2e10
+_CONVERSION_S = 3.0
 
 
 # --------------------------------------------------------------------------------------------------- lowering
@@ -435,10 +502,14 @@ def _add_validation(job: _Job, candidates: Sequence[Candidate]) -> list[Candidat
     samples = job.data.validation
     with_files = [c for c in candidates if c.artifact is not None and c.failure is None]
     with job.progress.stage("Validate", (len(with_files) + 1) * len(samples)) as advance:
-        reference = evaluate.reference(execute.original(job.model), samples, progress=advance)
+        reference = evaluate.reference(execute.original(job.model), samples, progress=_each(advance))
         _check_limits_fit(job, reference)
         by_plan = {c.plan: _accuracy(job, c, reference, "validation", advance) for c in with_files}
     return [replace(c, accuracy=by_plan.get(c.plan)) for c in candidates]
+
+
+def _each(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    return lambda done, total: advance(1)
 
 
 def _check_limits_fit(job: _Job, reference: evaluate.Reference) -> None:
@@ -468,7 +539,7 @@ def _accuracy(
         "accuracy",
         key,
         Accuracy,
-        lambda _: evaluate.accuracy(execute.artifact(artifact), reference, samples, progress=advance),
+        lambda _: evaluate.accuracy(execute.artifact(artifact), reference, samples, progress=_each(advance)),
     )
 
 
@@ -478,7 +549,7 @@ def _evaluate(job: _Job, chosen: Candidate) -> tuple[Accuracy | None, Accuracy |
         return None, None
     samples = job.data.evaluation
     with job.progress.stage("Evaluate the file that ships", 2 * len(samples)) as advance:
-        reference = evaluate.reference(execute.original(job.model), samples, progress=advance)
+        reference = evaluate.reference(execute.original(job.model), samples, progress=_each(advance))
         return _accuracy(job, chosen, reference, "evaluation", advance), reference.accuracy
 
 
@@ -522,7 +593,7 @@ def _write_bundle(
             float_islands=artifact.float_islands,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            preprocessing=to_builtins(job.data.preset) if job.data.preset is not None else None,
+            preprocessing=to_builtins(job.data.preprocessing) if job.data.preprocessing is not None else None,
             measurement=choice.candidate.measurement,
             accuracy=accuracy,
             original_accuracy=original,

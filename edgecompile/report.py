@@ -5,6 +5,7 @@ Colour and drawing follow rich's rules: none with ``NO_COLOR``, plain lines wher
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -23,10 +24,13 @@ from rich.table import Table
 from rich.text import Text
 
 from edgecompile.bundle import Manifest, TriedCandidate
-from edgecompile.types import Accuracy, Measurement
+from edgecompile.store import WorkFolder
+from edgecompile.types import Accuracy, Measurement, Ratio
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from edgecompile.profiles import DeviceProfile
 
 _STATUS_STYLE = {"met": "bold green", "predicted": "bold yellow", "not met": "bold red"}
 _STATUS_WORDS = {"met": "met (measured)", "predicted": "predicted (not measured)", "not met": "not met"}
@@ -192,3 +196,78 @@ def _accuracy_line(found: Accuracy, original: Accuracy | None) -> Text:
         if found.drop_ci_low is not None and found.drop_ci_high is not None:
             words += f" [{found.drop_ci_low:.2f}, {found.drop_ci_high:.2f}]"
     return Text(words)
+
+
+def devices(profiles: Sequence[DeviceProfile]) -> Table:
+    """The device profiles, one a line."""
+    made = table("name", "runtimes and precisions", "budget", "found", right=("budget",))
+    for profile in profiles:
+        runtimes = ", ".join(f"{r.name} {'/'.join(r.precisions)}" for r in profile.runtimes)
+        made.add_row(profile.name, runtimes, f"{profile.default_budget_ms:g} ms", profile.origin)
+    return made
+
+
+def work_folders(folders: Sequence[WorkFolder]) -> Table:
+    """The work folders that ``cache list`` shows."""
+    made = table("work folder", "size", "last used", "bundle", right=("size",))
+    for folder in folders:
+        used = datetime.datetime.fromtimestamp(folder.last_used_s).strftime("%Y-%m-%d %H:%M")
+        made.add_row(str(folder.path), size(folder.size_bytes), used, "there" if folder.finished else "none yet")
+    made.add_section()
+    made.add_row("total", size(sum(folder.size_bytes for folder in folders)), "", "")
+    return made
+
+
+def duration(seconds: float) -> str:
+    """A duration for people: ``40 s``, ``3 min``, ``1.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def dry_run(
+    *,
+    target: str,
+    measured_here: bool,
+    budget_ms: float,
+    rows: Sequence[tuple[str, Measurement, int]],
+    time_s: float,
+    disk_bytes: int,
+) -> list[RenderableType]:
+    """What a build would try."""  # fmt: skip
+    made = table("would try", "size", "latency (estimated)", right=("size",))
+    for label, estimate, size_bytes in rows:
+        made.add_row(label, f"~{size(size_bytes)}", f"{latency(estimate)} ms")
+    where = "this machine, so it would be measured" if measured_here else "not this machine, so it stays an estimate"
+    return [
+        made,
+        Text(f"{target} is {where}; the budget is {milliseconds(budget_ms)} ms."),
+        Text(f"The build would take about {duration(time_s)} and {size(disk_bytes)} of disk. Nothing was written."),
+    ]
+
+
+def bench(
+    names: Sequence[str], measurements: Sequence[Measurement], ratios: Sequence[Ratio | None]
+) -> list[RenderableType]:
+    """Measurements side by side, with each one's ratio to the first."""
+    first = measurements[0]
+    made = table(
+        "file",
+        f"p{first.percentile:g} ms [95 %]",
+        "p90",
+        "p95",
+        "cold",
+        "memory",
+        "x first [95 %]",
+        right=("p90", "p95", "cold", "memory"),
+    )
+    for name, m, ratio in zip(names, measurements, ratios, strict=True):
+        relative = "1" if ratio is None else f"{ratio.value:.3f} [{ratio.ci_low:.3f}, {ratio.ci_high:.3f}]"
+        cold = milliseconds(m.cold_ms) if m.cold_ms is not None else "-"
+        made.add_row(
+            name, latency(m), milliseconds(m.p90_ms), milliseconds(m.p95_ms), cold, size(m.peak_memory_bytes), relative
+        )
+    lines: list[RenderableType] = [made]
+    for runtime in dict.fromkeys(f"{m.runtime} {m.runtime_version}, {m.threads} thread(s)" for m in measurements):
+        lines.append(Text(f"measured on {first.device}: {runtime}", style="dim"))
+    return lines
