@@ -1,5 +1,5 @@
 """Accuracy out: the metric of a shipped file on data, against the original on the same samples."""
 
-from edgecompile.evaluate.accuracy import Reference, accuracy, reference
+from edgecompile.evaluate.compare import Reference, accuracy, reference
 
 __all__ = ["Reference", "accuracy", "reference"]
