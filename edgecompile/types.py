@@ -323,8 +323,9 @@ class Parity:
     """The parity gate's finding for one file.
 
     ``kind`` is ``float`` (file against original: ``max_error`` is the largest absolute difference over the output's
-    range, and must not exceed ``tolerance``) or ``quantized`` (file against float: ``sqnr_db`` and, for classifiers,
-    top-1 ``agreement`` in percent with its 95 % interval).
+    range, and must not exceed ``tolerance``) or ``quantized`` (file against float: ``sqnr_db``, at least ``tolerance``,
+    and, for classifiers, top-1 ``agreement`` in percent with its 95 % interval). ``fault`` says why ``worst_output``
+    cannot be compared at all, such as another shape.
     """
 
     kind: Literal["float", "quantized"]
@@ -337,6 +338,7 @@ class Parity:
     agreement: float | None = None
     agreement_ci_low: float | None = None
     agreement_ci_high: float | None = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,166 @@
+"""Reads and writes TFLite flatbuffers through the schema that ships in ``ai_edge_litert``: no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgecompile.errors import UnsupportedModelError
+from edgecompile.types import Port, Quantization, TensorSpec
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+SIGNATURE_KEY = "serving_default"
+_IDENTIFIER = b"TFL3"
+#: ``Buffer.data`` is declared ``force_align: 16`` in the TFLite schema: kernels may load weights with aligned loads.
+_BUFFER_ALIGNMENT = 16
+
+#: TFLite's ``TensorType`` numbers and NumPy's names for them.
+_DTYPES = {
+    0: "float32",
+    1: "float16",
+    2: "int32",
+    3: "uint8",
+    4: "int64",
+    6: "bool",
+    7: "int16",
+    8: "complex64",
+    9: "int8",
+    10: "float64",
+    12: "uint64",
+    15: "uint32",
+    16: "uint16",
+}
+
+
+def unpack(data: bytes) -> Any:
+    """The flatbuffer as a mutable ``schema_py_generated.ModelT``."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    return schema.ModelT.InitFromPackedBuf(data, 0)
+
+
+def pack(model: Any) -> bytes:
+    """A ``ModelT`` as the bytes of a ``.tflite`` file, buffers aligned to 16 bytes."""
+    import flatbuffers
+    import numpy as np
+
+    class AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
+        # `Builder.CreateNumpyVector` aligns to the item size and so ignores the schema's `force_align` of buffers.
+        def CreateNumpyVector(self, x: npt.NDArray[np.generic]) -> int:
+            if x.dtype != np.uint8 or x.ndim != 1:
+                return int(super().CreateNumpyVector(x))
+            self.StartVector(1, x.size, _BUFFER_ALIGNMENT)
+            self.head = int(self.Head() - x.size)
+            self.Bytes[self.Head() : self.Head() + x.size] = x.tobytes()
+            self.vectorNumElems = x.size
+            return int(self.EndVector())
+
+    for buffer in model.buffers:
+        if buffer.data is not None:
+            buffer.data = np.frombuffer(bytes(buffer.data), dtype=np.uint8)
+    builder = AlignedBuilder(1 << 20)
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def operator_name(model: Any, operator: Any) -> str:
+    """The operator's name, such as ``CONV_2D``; a custom operator's own name."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    if code.customCode:
+        return str(code.customCode.decode(errors="replace"))
+    number = max(code.builtinCode, code.deprecatedBuiltinCode)
+    return _operator_names().get(number, f"operator {number}")
+
+
+def _operator_names() -> dict[int, str]:
+    from ai_edge_litert import schema_py_generated as schema
+
+    return {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
+
+
+def tensor_name(tensor: Any) -> str:
+    """A tensor's name as text."""
+    return "" if tensor.name is None else str(tensor.name.decode(errors="replace"))
+
+
+def tensor_spec(tensor: Any, name: str) -> TensorSpec:
+    """What a tensor of the file is: shape, type and quantization. Raises `UnsupportedModelError` for a foreign type."""
+    dtype = _DTYPES.get(tensor.type)
+    if dtype is None:
+        raise UnsupportedModelError(
+            f"tensor {name!r} has a type that edgecompile does not handle (TFLite {tensor.type})"
+        )
+    shape = () if tensor.shape is None else tuple(int(d) for d in tensor.shape)
+    return TensorSpec(name=name, shape=shape, dtype=dtype, quantization=_quantization(tensor.quantization))
+
+
+def _quantization(parameters: Any) -> Quantization | None:
+    if parameters is None or parameters.scale is None or len(parameters.scale) == 0:
+        return None
+    scale = tuple(float(s) for s in parameters.scale)
+    zero = tuple(int(z) for z in parameters.zeroPoint) if parameters.zeroPoint is not None else (0,) * len(scale)
+    axis = int(parameters.quantizedDimension) if len(scale) > 1 else None
+    return Quantization(scale=scale, zero_point=zero, axis=axis)
+
+
+def set_interface(model: Any, inputs: Sequence[tuple[int, str]], outputs: Sequence[tuple[int, str]]) -> None:
+    """Give the file exactly these inputs and outputs, in this order, as ``(tensor index, name)``.
+
+    The tensors and the one signature carry the names; an inner tensor that has one of them is renamed.
+    """
+    from ai_edge_litert import schema_py_generated as schema
+
+    subgraph = model.subgraphs[0]
+    subgraph.inputs = [index for index, _ in inputs]
+    subgraph.outputs = [index for index, _ in outputs]
+    for index, name in [*inputs, *outputs]:
+        subgraph.tensors[index].name = name.encode()
+    _make_names_unique(subgraph, keep={index for index, _ in [*inputs, *outputs]})
+    signature = schema.SignatureDefT()
+    signature.signatureKey = SIGNATURE_KEY.encode()
+    signature.subgraphIndex = 0
+    signature.inputs = [_tensor_map(schema, *pair) for pair in inputs]
+    signature.outputs = [_tensor_map(schema, *pair) for pair in outputs]
+    model.signatureDefs = [signature]
+
+
+def _tensor_map(schema: Any, index: int, name: str) -> Any:
+    entry = schema.TensorMapT()
+    entry.name = name.encode()
+    entry.tensorIndex = index
+    return entry
+
+
+def _make_names_unique(subgraph: Any, keep: set[int]) -> None:
+    # Calibration results and quantization recipes go by tensor name.
+    taken = {subgraph.tensors[index].name for index in keep}
+    for index, tensor in enumerate(subgraph.tensors):
+        if index in keep:
+            continue
+        if tensor.name is None or tensor.name in taken:
+            tensor.name = (tensor.name or b"tensor") + f"#{index}".encode()
+        taken.add(tensor.name)
+
+
+def signature_indices(model: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """The tensor index of each input and output by its name in the file's one signature."""
+    (signature,) = model.signatureDefs
+    return (
+        {entry.name.decode(): int(entry.tensorIndex) for entry in signature.inputs},
+        {entry.name.decode(): int(entry.tensorIndex) for entry in signature.outputs},
+    )
+
+
+def ports(model: Any, like: Sequence[Port], indices: Sequence[int]) -> tuple[Port, ...]:
+    """The ports of a file whose tensors ``indices`` correspond to ``like``, which has the names and permutations."""
+    tensors = model.subgraphs[0].tensors
+    return tuple(
+        Port(
+            spec=tensor_spec(tensors[index], tensor_name(tensors[index])),
+            model_name=port.model_name,
+            permutation=port.permutation,
+        )
+        for port, index in zip(like, indices, strict=True)
+    )

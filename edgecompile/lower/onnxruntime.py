@@ -1,0 +1,184 @@
+"""The ONNX Runtime runtime: the prepared ONNX as it is, or its QDQ INT8 form with u8 activations and s8 weights.
+
+Unsigned activations are what ONNX Runtime's kernels are fast with on x86 (``vpmaddubsw`` takes u8 x s8). Without VNNI
+that instruction adds pairs in 16 bits and can saturate: ``Plan.reduce_range`` keeps weights in 7 bits where it hurts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecompile.errors import EdgecompileError, InputError, UnsupportedModelError
+from edgecompile.lower import base
+from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
+
+if TYPE_CHECKING:
+    import onnx
+
+#: QDQ with per-channel weights needs opset 13.
+_MIN_QDQ_OPSET = 13
+_PATH = "onnx"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxRuntime:
+    """Lowers to ``.onnx`` for ONNX Runtime on a CPU."""
+
+    name: RuntimeName = "onnxruntime"
+    paths: tuple[str, ...] = (_PATH,)
+
+    def check(self, model: Model, precision: Precision) -> tuple[str, ...]:
+        """See `base.Runtime.check`."""
+        _refuse_fp16(precision)
+        _open_session(base.load_onnx(model).SerializeToString(), model.name)
+        return ()
+
+    def lower(
+        self,
+        model: Model,
+        plan: Plan,
+        samples: Sequence[Arrays],
+        workdir: Path,
+        *,
+        path: str | None = None,
+        float_artifact: Artifact | None = None,
+    ) -> Artifact:
+        """See `base.Runtime.lower`."""
+        base.choose_path(self.paths, path)
+        _refuse_fp16(plan.precision)
+        if plan.io_dtype != "float32":
+            raise InputError("ONNX Runtime files keep float inputs and outputs", remedy="leave --io-dtype at float32")
+        proto = base.load_onnx(model)
+        if plan.precision == "int8":
+            base.require_samples(samples, "INT8 quantization")
+            base.require_fit(model, samples)
+            proto = quantize(proto, samples, reduce_range=plan.reduce_range)
+        data = proto.SerializeToString(deterministic=True)
+        _open_session(data, model.name)
+        return base.write_artifact(
+            data,
+            workdir / base.file_name(plan, ".onnx"),
+            plan=plan,
+            inputs=tuple(Port(spec=spec, model_name=spec.name) for spec in model.inputs),
+            outputs=tuple(Port(spec=spec, model_name=spec.name) for spec in model.outputs),
+            path_taken=_PATH,
+            float_islands=None,
+        )
+
+
+def _refuse_fp16(precision: Precision) -> None:
+    if precision == "fp16":
+        raise InputError(
+            "ONNX Runtime has no fast float16 kernels on CPUs", remedy="use fp32 or int8 for the runtime onnxruntime"
+        )
+
+
+def _open_session(data: bytes, name: str) -> None:
+    """Open the graph once, so that an operator that ONNX Runtime lacks is found before it is shipped."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # its exceptions have no common base
+        raise UnsupportedModelError(
+            f"ONNX Runtime does not take {name}: {exc}", remedy="export it again with a lower opset, or use tflite"
+        ) from exc
+
+
+# ------------------------------------------------------------------------------------------------- quantization
+
+
+class _Reader:
+    """Calibration samples in the form `onnxruntime.quantization` reads them."""
+
+    def __init__(self, samples: Sequence[Arrays]) -> None:
+        self._samples = samples
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._samples = self._samples[start_index:end_index]
+        self._next = 0
+
+    def get_next(self) -> dict[str, Any] | None:
+        if self._next >= len(self._samples):
+            return None
+        sample = self._samples[self._next]
+        self._next += 1
+        return dict(sample)
+
+
+def quantize(proto: onnx.ModelProto, samples: Sequence[Arrays], *, reduce_range: bool = False) -> onnx.ModelProto:
+    """The graph in QDQ form: u8 activations, s8 per-channel weights, ranges by min-max over the samples.
+
+    Raises `UnsupportedModelError` when ONNX Runtime's quantizer does not take the graph.
+    """
+    from onnxruntime import quantization
+
+    with tempfile.TemporaryDirectory(prefix="edgecompile-") as name, _mapped_errors():
+        folder = Path(name)
+        prepared = _prepared(proto, folder)
+        quantization.quantize_static(
+            str(prepared),
+            str(folder / "int8.onnx"),
+            _Reader(samples),
+            quant_format=quantization.QuantFormat.QDQ,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+            per_channel=True,
+            reduce_range=reduce_range,
+            calibrate_method=quantization.CalibrationMethod.MinMax,
+        )
+        return _loaded(folder / "int8.onnx")
+
+
+def _prepared(proto: onnx.ModelProto, folder: Path) -> Path:
+    """The graph at an opset with per-channel QDQ, shapes inferred, and fused as far as the ONNX standard goes."""
+    import onnx
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
+    if version < _MIN_QDQ_OPSET:
+        proto = onnx.version_converter.convert_version(proto, _MIN_QDQ_OPSET)
+    onnx.save(proto, str(folder / "float.onnx"))
+    quant_pre_process(str(folder / "float.onnx"), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
+    return folder / "prepared.onnx"
+
+
+def _loaded(path: Path) -> onnx.ModelProto:
+    import onnx
+
+    return onnx.load(str(path))
+
+
+@contextlib.contextmanager
+def _mapped_errors() -> Iterator[None]:
+    """Map what ONNX Runtime's quantizer raises, and keep its advice off the terminal."""
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (EdgecompileError, MemoryError):
+        raise
+    except Exception as exc:  # ValueError, RuntimeError, onnx's ConvertError, ... according to what it trips on
+        raise UnsupportedModelError(
+            f"ONNX Runtime cannot quantize the model: {type(exc).__name__}: {exc}",
+            remedy="leave int8 out with --precision, or use tflite",
+        ) from exc
+    finally:
+        root.setLevel(before)
