@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.net import Project, make_project
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -26,3 +28,17 @@ def cifar10(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     with tarfile.open(shared_data / "cifar10.tar.gz") as archive:
         archive.extractall(root, filter="data")
     return root / "cifar10"
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A tiny trained classifier with data."""
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test writes into the user's cache or reads the user's content."""
+    monkeypatch.setenv("EDGECOMPILE_CACHE", str(tmp_path / "edgecompile-cache"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "no-config"))
+    monkeypatch.delenv("EDGECOMPILE_PATH", raising=False)

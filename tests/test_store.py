@@ -13,11 +13,6 @@ from edgecompile.types import Ratio
 RATIO = Ratio(value=1.0, ci_low=0.9, ci_high=1.1)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGECOMPILE_CACHE", str(tmp_path / "cache"))
-
-
 def test_a_result_is_made_once(tmp_path: Path) -> None:
     made: list[Path] = []
 
