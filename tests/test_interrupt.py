@@ -1,0 +1,108 @@
+"""Ctrl-C and SIGKILL at every stage: nothing half-written under the final name, and the same command goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgecompile import bundle
+from tests.net import Project
+
+STAGES = (
+    "Load the model",
+    "Read the data",
+    "Convert and compare",
+    "Measure",
+    "Validate",
+    "Evaluate the file that ships",
+    "Write the bundle",
+)
+
+
+def command(project: Project, out: Path) -> list[str]:
+    return [
+        sys.executable, "-u", "-m", "edgecompile", "build", str(project.model), "--target", "x86", "--budget-ms", "1000",
+        "--data", str(project.train), "--runtime", "onnxruntime", "--threads", "1", "--warmup-seconds", "0.1",
+        "--min-runs", "20", "--min-seconds", "0.5", "--out", str(out),
+    ]  # fmt: skip
+
+
+def stop_at(stage: str, project: Project, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Start a build, send it a signal when it announces ``stage``, and return its exit code and what it said."""
+    process = subprocess.Popen(
+        command(project, out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith(stage):
+            # Ctrl-C in a terminal reaches the whole foreground group.
+            os.killpg(process.pid, number)
+            break
+    else:
+        pytest.fail(f"the stage {stage!r} was never announced:\n{said}")
+    rest = process.communicate(timeout=120)[1]
+    return process.returncode, said + rest
+
+
+def leftovers(out: Path) -> list[str]:
+    return sorted(p.name for p in out.parent.iterdir() if p.name not in (out.name + ".work", "edgecompile-cache"))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_ctrl_c_leaves_nothing_half_written(stage: str, project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    code, said = stop_at(stage, project, out, signal.SIGINT)
+    if code == 0 and stage == STAGES[-1]:
+        bundle.check_hashes(bundle.read(out))  # it was done before the signal came
+        return
+    assert code == 130, said
+    assert "Traceback" not in said
+    assert "interrupted" in said
+    assert leftovers(out) == []
+
+
+def test_a_killed_build_goes_on_where_it_was(project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stop_at("Validate", project, out, signal.SIGKILL)
+    assert not out.exists()
+    work = tmp_path / "out.work"
+    before = {p: p.stat().st_mtime_ns for p in [*work.rglob("lower/*/*"), *work.rglob("measure/*/*")] if p.is_file()}
+    assert before
+    done = subprocess.run(command(project, out), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {p: p.stat().st_mtime_ns for p in before} == before, "finished work is not repeated"
+    bundle.check_hashes(bundle.read(out))
+
+
+def test_fresh_starts_anew(project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stop_at("Validate", project, out, signal.SIGKILL)
+    marker = tmp_path / "out.work" / "marker"
+    marker.write_text("old")
+    done = subprocess.run([*command(project, out), "--fresh"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not marker.exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_refused_at_once(project: Project, tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0o555)
+    done = subprocess.run(command(project, locked / "out"), capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "cannot write" in done.stderr
+
+
+def test_a_file_system_that_is_read_only(project: Project, tmp_path: Path) -> None:
+    """``/proc`` takes no files from anybody, root included."""
+    done = subprocess.run(command(project, Path("/proc/out")), capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "cannot write to the folder /proc" in done.stderr
+    assert "Traceback" not in done.stderr
