@@ -119,7 +119,7 @@ def require_fit(model: Model, samples: Iterable[Arrays]) -> None:
 def load_onnx(model: Model) -> onnx.ModelProto:
     """The prepared ONNX graph of a model, with external weights. Raises `InputError` when it cannot be read."""
     import onnx
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     try:
         return onnx.load(str(model.path))

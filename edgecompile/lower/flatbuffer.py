@@ -16,6 +16,7 @@ _IDENTIFIER = b"TFL3"
 #: ``Buffer.data`` is declared ``force_align: 16`` in the TFLite schema: kernels may load weights with aligned loads.
 _BUFFER_ALIGNMENT = 16
 
+FLOAT32, FLOAT16, INT32, INT8 = 0, 1, 2, 9
 #: TFLite's ``TensorType`` numbers and NumPy's names for them.
 _DTYPES = {
     0: "float32",
@@ -43,7 +44,7 @@ def unpack(data: bytes) -> Any:
 
 def pack(model: Any) -> bytes:
     """A ``ModelT`` as the bytes of a ``.tflite`` file, buffers aligned to 16 bytes."""
-    import flatbuffers
+    import flatbuffers  # type: ignore[import-untyped]
     import numpy as np
 
     class AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
@@ -83,6 +84,12 @@ def _operator_names() -> dict[int, str]:
 def tensor_name(tensor: Any) -> str:
     """A tensor's name as text."""
     return "" if tensor.name is None else str(tensor.name.decode(errors="replace"))
+
+
+def is_constant(model: Any, tensor: Any) -> bool:
+    """Whether a tensor's values are in the file."""
+    buffer = model.buffers[tensor.buffer]
+    return (buffer.data is not None and len(buffer.data) > 0) or bool(buffer.size)
 
 
 def tensor_spec(tensor: Any, name: str) -> TensorSpec:

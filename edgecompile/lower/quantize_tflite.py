@@ -2,24 +2,34 @@
 
 FP16 keeps float arithmetic and stores weights as float16. INT8 is static: per-channel symmetric int8 weights and
 per-tensor asymmetric int8 activations with ranges from calibration samples (Jacob et al. 2018,
-https://arxiv.org/abs/1712.05877).
+https://arxiv.org/abs/1712.05877). INT8 runs the float file on the samples, so it happens in a child process.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-import warnings
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
+from edgecompile import sandbox
 from edgecompile.errors import EdgecompileError, UnsupportedModelError
-from edgecompile.lower import flatbuffer
+from edgecompile.lower import child, flatbuffer
 from edgecompile.types import Arrays, Port
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+log = logging.getLogger(__name__)
+
+MEMORY_BYTES = 16 << 30
+TIMEOUT_S = 3600.0
+
+#: The smallest and largest value of each float tensor over the calibration samples, by the tensor's name.
+Ranges: TypeAlias = dict[str, tuple[float, float]]
 
 #: ai-edge-quantizer *searches* its expressions in the operator's output names, so they are anchored.
 _EVERY_OPERATOR = "^.*$"
@@ -49,13 +59,113 @@ def int8(
 
     ``samples`` are in the model's layout. Raises `UnsupportedModelError` when the quantizer does not take the graph.
     """
-    from ai_edge_quantizer import quantizer
+    with tempfile.TemporaryDirectory(prefix="edgecompile-") as name:
+        folder = Path(name)
+        (folder / "float.tflite").write_bytes(data)
+        child.write_samples(folder, _InFileLayout(inputs, samples), [port.spec.name for port in inputs])
+        answer = sandbox.call(
+            "edgecompile.lower.quantize_tflite:int8_in_child",
+            {"folder": str(folder), "inputs": [port.spec.name for port in inputs], "io_dtype": io_dtype},
+            memory_bytes=MEMORY_BYTES,
+            timeout_s=TIMEOUT_S,
+            what="the quantization of the float .tflite file",
+        )
+        log.debug("quantization to int8:\n%s", child.read_log(folder))
+        if "failure" in answer:
+            raise UnsupportedModelError(answer["failure"], remedy="leave int8 out with --precision")
+        return (folder / "int8.tflite").read_bytes()
 
-    feeds = [to_file_inputs(inputs, sample) for sample in samples]
-    with _mapped_errors("to int8"):
-        tool = quantizer.Quantizer(bytearray(data), _static_recipe(io_dtype))
-        ranges = tool.calibrate({flatbuffer.SIGNATURE_KEY: feeds}, num_threads=1)
-        return _repacked(bytes(tool.quantize(ranges).quantized_model))
+
+class _InFileLayout(Sequence[Arrays]):
+    """Samples as the file takes them, made one at a time."""
+
+    def __init__(self, inputs: Sequence[Port], samples: Sequence[Arrays]) -> None:
+        self._inputs = inputs
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return to_file_inputs(self._inputs, self._samples[index])
+
+
+def int8_in_child(argument: dict[str, Any]) -> dict[str, Any]:
+    """Quantize ``float.tflite`` in ``argument["folder"]`` to ``int8.tflite``; returns ``{"failure": ...}`` if not."""
+    folder = Path(argument["folder"])
+    with child.isolated(folder):
+        from ai_edge_quantizer import quantizer
+
+        data = Path("float.tflite").read_bytes()
+        feeds = (dict(zip(argument["inputs"], sample, strict=True)) for sample in child.read_samples(folder))
+        try:
+            with _mapped_errors("to int8"):
+                ranges = observe(data, feeds)
+                tool = quantizer.Quantizer(bytearray(data), _static_recipe(argument["io_dtype"]))
+                result = tool.quantize(_as_statistics(data, ranges)).quantized_model
+                Path("int8.tflite").write_bytes(_repacked(bytes(result)))
+        except UnsupportedModelError as exc:
+            return {"failure": exc.message}
+    return {}
+
+
+def observe(data: bytes, feeds: Iterable[dict[str, npt.NDArray[np.generic]]]) -> Ranges:
+    """Run a float file on samples in its own layout and keep the range of every float tensor that is computed.
+
+    The extremes over all samples are kept, so the result depends neither on the samples' order nor on a decay.
+    """
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    interpreter = Interpreter(
+        model_content=data,
+        # A delegate hides the tensors between its operators.
+        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        experimental_preserve_all_tensors=True,
+    )
+    interpreter.allocate_tensors()
+    places = {detail["name"]: detail["index"] for detail in interpreter.get_input_details()}
+    computed = _computed_floats(data)
+    low = dict.fromkeys(computed, np.inf)
+    high = dict.fromkeys(computed, -np.inf)
+    for feed in feeds:
+        for name, array in feed.items():
+            interpreter.set_tensor(places[name], array)
+        interpreter.invoke()
+        for name, index in computed.items():
+            values = interpreter.get_tensor(index)
+            if values.size:
+                low[name] = min(low[name], float(values.min()))
+                high[name] = max(high[name], float(values.max()))
+    return {name: (low[name], high[name]) for name in computed if low[name] <= high[name]}
+
+
+def _computed_floats(data: bytes) -> dict[str, int]:
+    """The float tensors of the main graph that are inputs or outputs of an operator and not constants."""
+    graph = flatbuffer.unpack(data)
+    subgraph = graph.subgraphs[0]
+    used = {int(i) for op in subgraph.operators for i in [*op.inputs, *op.outputs] if i >= 0}
+    used |= {int(i) for i in [*subgraph.inputs, *subgraph.outputs]}
+    return {
+        flatbuffer.tensor_name(subgraph.tensors[i]): i
+        for i in sorted(used)
+        if subgraph.tensors[i].type == flatbuffer.FLOAT32 and not flatbuffer.is_constant(graph, subgraph.tensors[i])
+    }
+
+
+def _as_statistics(data: bytes, ranges: Ranges) -> dict[str, dict[str, Any]]:
+    """Ranges as ai-edge-quantizer takes them: one-element arrays of the tensor's rank, by name."""
+    import numpy as np
+
+    graph = flatbuffer.unpack(data)
+    ranks = {flatbuffer.tensor_name(t): 0 if t.shape is None else len(t.shape) for t in graph.subgraphs[0].tensors}
+    return {
+        name: {
+            "min": np.full((1,) * ranks[name], low, np.float32),
+            "max": np.full((1,) * ranks[name], high, np.float32),
+        }
+        for name, (low, high) in ranges.items()
+    }
 
 
 def _static_recipe(io_dtype: Literal["float32", "int8"]) -> Any:
@@ -94,7 +204,7 @@ def float_islands(data: bytes) -> int:
     graph = flatbuffer.unpack(data)
     subgraph = graph.subgraphs[0]
     return sum(
-        any(subgraph.tensors[i].type == 0 for i in [*operator.inputs, *operator.outputs] if i >= 0)
+        any(subgraph.tensors[i].type == flatbuffer.FLOAT32 for i in [*operator.inputs, *operator.outputs] if i >= 0)
         for operator in subgraph.operators
         if flatbuffer.operator_name(graph, operator) not in _CONVERSIONS
     )
@@ -115,14 +225,8 @@ def _repacked(data: bytes) -> bytes:
 
 @contextlib.contextmanager
 def _mapped_errors(goal: str) -> Iterator[None]:
-    """Map what ai-edge-quantizer raises, and keep its chatter off the terminal."""
-    root = logging.getLogger()
-    level = root.level
     try:
-        with warnings.catch_warnings():
-            # It preserves all tensors on purpose, to read ranges from them.
-            warnings.filterwarnings("ignore", message=".*experimental_preserve_all_tensors.*", category=UserWarning)
-            yield
+        yield
     except (EdgecompileError, MemoryError):
         raise
     except Exception as exc:  # a graph that it does not take shows as ValueError, KeyError, RuntimeError, ...
@@ -130,5 +234,3 @@ def _mapped_errors(goal: str) -> Iterator[None]:
             f"ai-edge-quantizer cannot convert the file {goal}: {type(exc).__name__}: {exc}",
             remedy="leave this precision out with --precision",
         ) from exc
-    finally:
-        root.setLevel(level)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompile.errors import InputError, UnsupportedModelError
-from edgecompile.lower import base
+from edgecompile.lower import base, float16_onnx
 from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ class TensorRT:
             raise InputError("TensorRT files keep float inputs and outputs", remedy="leave --io-dtype at float32")
         proto = base.load_onnx(model)
         if plan.precision == "fp16":
-            proto = to_float16(proto, model.name)
+            proto = float16_onnx.convert(proto, model.name)
         _checked(proto, model.name)
         return base.write_artifact(
             proto.SerializeToString(deterministic=True),
@@ -63,21 +62,6 @@ class TensorRT:
 def _refuse_int8(precision: Precision) -> None:
     if precision == "int8":
         raise InputError("INT8 for TensorRT is not available yet", remedy="use --precision fp16")
-
-
-def to_float16(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
-    """The graph in float16 with float32 inputs and outputs. Raises `UnsupportedModelError` when it does not convert."""
-    from onnxconverter_common import float16
-
-    try:
-        with warnings.catch_warnings():
-            # Weights below float16's range become its smallest value, which it warns of one by one.
-            warnings.filterwarnings("ignore", message=".*will be truncated to.*")
-            return float16.convert_float_to_float16(proto, keep_io_types=True)
-    except Exception as exc:  # it raises what it trips on
-        raise UnsupportedModelError(
-            f"{name} cannot be converted to float16: {type(exc).__name__}: {exc}", remedy="use --precision fp32"
-        ) from exc
 
 
 def _checked(proto: onnx.ModelProto, name: str) -> None:

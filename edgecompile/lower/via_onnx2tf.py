@@ -12,19 +12,18 @@ are trusted only after the parity gate.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import logging
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompile import sandbox
 from edgecompile.errors import UnsupportedModelError
-from edgecompile.lower import base, flatbuffer
+from edgecompile.lower import base, child, flatbuffer
 from edgecompile.types import Arrays, Model, Port, TensorSpec
 
 if TYPE_CHECKING:
@@ -57,23 +56,20 @@ def convert(model: Model, samples: Sequence[Arrays]) -> Converted:
 
     Raises `UnsupportedModelError` with the operator that onnx2tf or TensorFlow's converter does not take.
     """
-    import numpy as np
-
     base.require_samples(samples, "converting through onnx2tf")
     used = [samples[i] for i in range(min(_SAMPLES, len(samples)))]
     base.require_fit(model, used)
     with tempfile.TemporaryDirectory(prefix="edgecompile-") as name:
         folder = Path(name)
-        arrays = {f"{n}/{i}": sample[spec.name] for n, sample in enumerate(used) for i, spec in enumerate(model.inputs)}
-        np.savez(folder / "samples.npz", **arrays)
+        child.write_samples(folder, used, [spec.name for spec in model.inputs])
         answer = sandbox.call(
             "edgecompile.lower.via_onnx2tf:convert_in_child",
-            {"onnx": str(model.path.resolve()), "folder": str(folder), "samples": len(used)},
+            {"onnx": str(model.path.resolve()), "folder": str(folder)},
             memory_bytes=MEMORY_BYTES,
             timeout_s=TIMEOUT_S,
             what=f"the conversion of {model.path.name} through onnx2tf",
         )
-        log.debug("onnx2tf on %s:\n%s", model.path.name, _read_log(folder / "log.txt"))
+        log.debug("onnx2tf on %s:\n%s", model.path.name, child.read_log(folder))
         if "failure" in answer:
             raise _failure(answer["failure"], model)
         return _finish((folder / "model.tflite").read_bytes(), model, answer["permutations"])
@@ -119,10 +115,6 @@ def _port(tensor: Any, spec: TensorSpec, permutation: tuple[int, ...] | None) ->
     )
 
 
-def _read_log(path: Path) -> str:
-    return path.read_text(errors="replace") if path.is_file() else ""
-
-
 # ------------------------------------------------------------------------------------------- in the child process
 
 
@@ -148,15 +140,10 @@ def convert_in_child(argument: dict[str, Any]) -> dict[str, Any]:
     Returns ``{"permutations": [...]}``, one for each output, or ``{"failure": {"message", "operators"}}``.
     """
     folder = Path(argument["folder"])
-    _forbid_network()
-    with _captured(folder / "log.txt"), contextlib.chdir(folder):  # onnx2tf leaves files in the current folder
-        import numpy as np
+    with child.isolated(folder):  # onnx2tf leaves files in the current folder
         import onnx
 
-        with np.load("samples.npz") as stored:
-            count = argument["samples"]
-            inputs = len(stored.files) // count
-            samples = [[stored[f"{n}/{i}"] for i in range(inputs)] for n in range(count)]
+        samples = list(child.read_samples(folder))
         proto, originals = _canonical(onnx.load(argument["onnx"]))
         try:
             keras_model = _keras(proto, samples[0])
@@ -167,39 +154,6 @@ def convert_in_child(argument: dict[str, Any]) -> dict[str, Any]:
             return {"failure": {"message": str(exc), "operators": pairs}}
         (folder / "model.tflite").write_bytes(data)
         return {"permutations": permutations}
-
-
-def _forbid_network() -> None:
-    """No step of a build touches the network: make any attempt in this (child) process fail at once."""
-    import socket
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("edgecompile forbids network access during a build")
-
-    socket.socket.connect = refuse  # type: ignore[assignment, method-assign]
-    socket.socket.connect_ex = refuse  # type: ignore[assignment, method-assign]
-    socket.getaddrinfo = refuse  # type: ignore[assignment]
-
-
-@contextlib.contextmanager
-def _captured(path: Path) -> Iterator[None]:
-    """Send what this process prints, native code included, to a file instead of the user's terminal."""
-    import sys
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    with path.open("wb") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for number, descriptor in zip((1, 2), kept, strict=True):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
 
 
 def _canonical(proto: Any) -> tuple[Any, dict[str, tuple[str, str]]]:
@@ -269,7 +223,7 @@ def _keras(proto: Any, sample: list[npt.NDArray[Any]]) -> Any:
         raise
     except Exception as exc:  # whatever a converter of foreign graphs raises, the model does not fit it
         node = getattr(exc, "onnx_op_name", None)
-        raise _Failure(_first_line(exc), [node] if node else []) from exc
+        raise _Failure(_telling_line(exc), [node] if node else []) from exc
 
 
 def _channels_last_sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -307,12 +261,14 @@ def _tflite(keras_model: Any, proto: Any) -> bytes:
     except MemoryError:
         raise
     except Exception as exc:  # ConverterError is private, and MLIR's bindings raise others too
-        raise _Failure(_first_line(exc)) from exc
+        raise _Failure(_telling_line(exc)) from exc
 
 
-def _first_line(exc: BaseException) -> str:
+def _telling_line(exc: BaseException) -> str:
+    """The line of a message that tells; Keras wraps the cause between two that do not."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return f"{type(exc).__name__}: {lines[0][:300]}" if lines else type(exc).__name__
+    telling = [line for line in lines if not line.startswith(("Exception encountered", "Call arguments", "•"))] or lines
+    return f"{type(exc).__name__}: {telling[0][:300]}" if telling else type(exc).__name__
 
 
 # ----------------------------------------------------------------------------------------------- output layouts
