@@ -45,6 +45,9 @@ class ArraySource:
                 return f"{name} has values that are not finite"
         return None
 
+    def truth(self, index: int) -> None:
+        return None
+
 
 def _as_input(sample: Array, spec: TensorSpec) -> Array:
     return np.ascontiguousarray(sample, dtype=spec.dtype).reshape(spec.shape)
@@ -97,7 +100,7 @@ def _open(path: Path) -> dict[str, Array]:
                 remedy="give a .npy file, which is read piece by piece, or fewer samples",
             )
         with np.load(path, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files}
+            found = {key: archive[key] for key in archive.files}
     except (
         OSError,
         ValueError,
@@ -110,6 +113,8 @@ def _open(path: Path) -> dict[str, Array]:
     ) as exc:
         remedy = "save plain numeric arrays with numpy.save or numpy.savez (object arrays are never unpickled)"
         raise InputError(f"cannot read {path}: {exc}", remedy=remedy) from exc
+    # numpy gives the bytes of whatever else lies in the archive.
+    return {key: value for key, value in found.items() if isinstance(value, np.ndarray)}
 
 
 def _labels(path: Path, found: dict[str, Array]) -> Array | None:

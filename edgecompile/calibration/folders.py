@@ -1,69 +1,36 @@
-"""Image folders: labelled (``class/*.jpg``) or flat."""
+"""Image folders: labelled (``class/*.jpg``), flat, with boxes (COCO JSON), or with masks (``images/``, ``masks/``)."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
-from edgecompile.calibration import images
+from edgecompile import types
+from edgecompile.calibration import coco, images
+from edgecompile.calibration.coco import some
+from edgecompile.calibration.image_sources import BoxSource, ImageSource, MaskSource
 from edgecompile.calibration.pool import Pool
-from edgecompile.calibration.preset import Preprocessing
+from edgecompile.calibration.preset import Preprocessing, Preset
+from edgecompile.calibration.samples import Source, TruthKind
 from edgecompile.errors import InputError
-from edgecompile.types import Arrays, file_sha256
+from edgecompile.types import file_sha256
+
+A = TypeVar("A")
+B = TypeVar("B")
 
 #: Folder names that mean a part of a data set, not a class.
 _PART_NAMES = frozenset(("train", "training", "test", "testing", "val", "valid", "validation", "eval", "dev"))
-#: Decoded pixels are kept up to this size, so that each candidate's pass does not decode again.
-_CACHE_BYTES = 512 * 2**20
 
 
-@dataclass(slots=True, kw_only=True)
-class ImageSource:
-    """Decodes files on demand; pixels (not inputs) are kept in memory up to a limit."""
-
-    prep: Preprocessing
-    paths: tuple[Path, ...]
-    cache_bytes: int = _CACHE_BYTES
-    _cache: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict, repr=False)
-    _cached_bytes: int = 0
-
-    def read(self, index: int) -> Arrays:
-        try:
-            values = self._pixels(index)
-        except images.ImageFault as exc:
-            raise InputError(
-                f"{self.paths[index]} could be read when the data was checked and cannot now: {exc}",
-                remedy="leave the data alone while edgecompile works on it",
-            ) from exc
-        return {self.prep.input: images.to_input(values, self.prep)}
-
-    def check(self, index: int) -> str | None:
-        try:
-            self._pixels(index)
-        except images.ImageFault as exc:
-            return str(exc)
-        return None
-
-    def _pixels(self, index: int) -> npt.NDArray[np.uint8]:
-        if index in self._cache:
-            return self._cache[index]
-        image = images.decode(self.paths[index], gray=self.prep.color == "gray")
-        values = images.pixels(image, self.prep)
-        if self._cached_bytes + values.nbytes <= self.cache_bytes:
-            self._cache[index] = values
-            self._cached_bytes += values.nbytes
-        return values
-
-
-def scan(root: Path, prep: Preprocessing, class_names: tuple[str, ...] | None) -> Pool:
+def scan(root: Path, preset: Preset, prep: Preprocessing, class_names: tuple[str, ...] | None) -> Pool:
     """The images of a folder, sorted by name. Raises `InputError` for an empty, mixed or multi-part folder."""
+    if _has_masks(root):
+        return _with_masks(root, preset, prep, class_names)
+    if (annotations := coco.find(root)) is not None:
+        return _with_boxes(root, annotations, prep, class_names)
     classes = _class_folders(root)
     flat = _images_in(root.iterdir())
     if classes and flat:
@@ -74,22 +41,68 @@ def scan(root: Path, prep: Preprocessing, class_names: tuple[str, ...] | None) -
     if not classes and not flat:
         raise InputError(f"no images in {root}", remedy=f"known image files: {', '.join(sorted(images.EXTENSIONS))}")
     if flat:
-        return _pool(root, prep, flat, None, class_names, ())
+        return _pool(root, flat, ImageSource(prep=prep, paths=tuple(flat)), class_names=class_names)
+    return _labelled(root, classes, prep, class_names)
+
+
+def _labelled(
+    root: Path, classes: dict[str, list[Path]], prep: Preprocessing, class_names: tuple[str, ...] | None
+) -> Pool:
     if {name.lower() for name in classes} <= _PART_NAMES:
         raise InputError(
             f"{root} holds the parts of a data set ({', '.join(classes)}), not classes",
             remedy=f"give one of them, such as {root / next(iter(classes))}",
         )
+    if len(classes) == 1 and class_names is None:
+        only = next(iter(classes.values()))
+        note = f"{root} has a single folder of images: taken as unlabelled"
+        return _pool(root, only, ImageSource(prep=prep, paths=tuple(only)), notes=(note,))
     names, notes = match_classes(root, tuple(classes), class_names)
     position = {name: i for i, name in enumerate(names)}
     paths = [path for files in classes.values() for path in files]
     labels = tuple(position[name] for name, files in classes.items() for _ in files)
-    return _pool(root, prep, paths, labels, names, notes)
+    source = ImageSource(prep=prep, paths=tuple(paths))
+    return _pool(root, paths, source, labels=labels, class_names=names, notes=notes)
+
+
+def _with_boxes(root: Path, annotations: coco.Coco, prep: Preprocessing, class_names: tuple[str, ...] | None) -> Pool:
+    entries, names, notes = coco.entries(root, annotations, class_names)
+    paths = [entry.path for entry in entries]
+    source = BoxSource(images=ImageSource(prep=prep, paths=tuple(paths)), entries=entries)
+    truth = types.digest([(entry.xywh, entry.classes, entry.crowd) for entry in entries])
+    return _pool(root, paths, source, class_names=names, notes=notes, truths="boxes", truth_sha256=truth)
+
+
+def _with_masks(root: Path, preset: Preset, prep: Preprocessing, class_names: tuple[str, ...] | None) -> Pool:
+    paths = _images_in((root / "images").rglob("*"))
+    masks = {_pair_key(root / "masks", path): path for path in _images_in((root / "masks").rglob("*"))}
+    keys = [_pair_key(root / "images", path) for path in paths]
+    if missing := [key for key in keys if key not in masks]:
+        raise InputError(
+            f"{root / 'masks'} has no mask for {len(missing)} of {len(keys)} images: {some(missing)}",
+            remedy="each images/NAME.jpg needs a masks/NAME.png whose pixels are class indices",
+        )
+    if not paths:
+        raise InputError(f"no images in {root / 'images'}", remedy="put images there, and their masks into masks/")
+    found = tuple(masks[key] for key in keys)
+    source = MaskSource(
+        images=ImageSource(prep=prep, paths=tuple(paths)), masks=found, ignore=preset.segmentation.ignore
+    )
+    truth = types.digest(in_parallel(_hash, found))
+    return _pool(root, paths, source, class_names=class_names, truths="masks", truth_sha256=truth)
+
+
+def _pair_key(folder: Path, path: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def class_folder_names(root: Path) -> tuple[str, ...]:
-    """The sub-folders with images in them, sorted."""
-    return tuple(_class_folders(root))
+    """The class folders of a labelled folder, sorted; none where it is flat, or has masks or boxes."""
+    return () if _has_masks(root) or coco.find(root) is not None else tuple(_class_folders(root))
+
+
+def _has_masks(root: Path) -> bool:
+    return (root / "images").is_dir() and (root / "masks").is_dir()
 
 
 def match_classes(
@@ -101,12 +114,12 @@ def match_classes(
     extra = sorted(set(found) - set(given))
     missing = [name for name in given if name not in found]
     if extra:
-        unused = f"; labels without a folder: {_some(missing)}" if missing else ""
+        unused = f"; labels without a folder: {some(missing)}" if missing else ""
         raise InputError(
-            f"{origin} has class folders that are not among the labels: {_some(extra)}{unused}",
+            f"{origin} has class folders that are not among the labels: {some(extra)}{unused}",
             remedy="--labels must list every class folder by its name, one a line, in the model's output order",
         )
-    notes = (f"{origin} has no images of {len(missing)} labels: {_some(missing)}",) if missing else ()
+    notes = (f"{origin} has no images of {len(missing)} labels: {some(missing)}",) if missing else ()
     return given, notes
 
 
@@ -127,12 +140,6 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _some(names: Iterable[str], limit: int = 5) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
-    return ", ".join(repr(name) for name in listed[:limit]) + more
-
-
 def _class_folders(root: Path) -> dict[str, list[Path]]:
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     found = {folder.name: _images_in(folder.rglob("*")) for folder in folders}
@@ -146,20 +153,25 @@ def _images_in(paths: Iterable[Path]) -> list[Path]:
 
 def _pool(
     root: Path,
-    prep: Preprocessing,
     paths: list[Path],
-    labels: tuple[int, ...] | None,
-    class_names: tuple[str, ...] | None,
-    notes: tuple[str, ...],
+    source: Source,
+    *,
+    labels: tuple[int, ...] | None = None,
+    class_names: tuple[str, ...] | None = None,
+    notes: tuple[str, ...] = (),
+    truths: TruthKind = "none",
+    truth_sha256: str = "",
 ) -> Pool:
     return Pool(
         origin=str(root),
-        source=ImageSource(prep=prep, paths=tuple(paths)),
+        source=source,
         names=tuple(path.relative_to(root).as_posix() for path in paths),
         hashes=tuple(in_parallel(_hash, paths)),
         labels=labels,
         class_names=class_names,
         notes=notes,
+        truths=truths,
+        truth_sha256=truth_sha256,
     )
 
 
@@ -170,7 +182,7 @@ def _hash(path: Path) -> str:
         raise InputError(f"cannot read {path}: {exc.strerror}", remedy="check the file's permissions") from exc
 
 
-def in_parallel(function: Any, values: Iterable[Any]) -> list[Any]:
+def in_parallel(function: Callable[[A], B], values: Iterable[A]) -> list[B]:
     """``map`` on a few threads: hashing and decoding release the interpreter's lock."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(function, values))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgecompile.calibration.preset import Preprocessing
+from edgecompile.calibration.preset import Filter, Preprocessing
 from edgecompile.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -26,25 +28,53 @@ class ImageFault(Exception):
     """A file that cannot be read as an image; the caller skips and counts it."""
 
 
+@contextlib.contextmanager
+def no_pillow_warnings() -> Iterator[None]:
+    """Silences Pillow about odd EXIF blocks and palettes, which do not concern the pixels.
+
+    The filters are the interpreter's, so this goes around threads that decode, never inside them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
 def decode(path: Path, *, gray: bool) -> Image:
     """An upright 8-bit image, mode ``RGB`` or ``L``; alpha is dropped, as training loaders do.
 
     Raises `ImageFault` for what is broken, truncated or larger than `MAX_PIXELS`.
     """
+    with _opened(path) as image:
+        from PIL import ImageOps
+
+        ImageOps.exif_transpose(image, in_place=True)
+        return _eight_bit(image, gray=gray)
+
+
+def decode_mask(path: Path) -> npt.NDArray[np.int32]:
+    """A mask's class indices, (height, width): the stored numbers, never the colours of a palette.
+
+    Raises `ImageFault` for what is broken, too large, or has several channels.
+    """
+    with _opened(path) as image:
+        if image.mode not in ("1", "L", "P", "I") and not image.mode.startswith("I;16"):
+            raise ImageFault(f"a mask holds one class index a pixel, but this one is {image.mode}")
+        return np.asarray(image).astype(np.int32)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image]:
+    """The loaded image, with every way in which it can be broken turned into an `ImageFault`."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image
     except ImportError as exc:
         raise MissingExtraError("PIL", "build") from exc
     try:
-        with warnings.catch_warnings():
-            # Warnings about odd EXIF blocks or palettes do not concern the pixels; the size limit is our own.
-            warnings.simplefilter("ignore")
-            with Image.open(path) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ImageFault(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return _eight_bit(image, gray=gray)
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageFault(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+            image.load()
+            yield image
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as exc:
         raise ImageFault(str(exc) or type(exc).__name__) from exc
     except (TypeError, KeyError, IndexError, ArithmeticError, AttributeError, MemoryError) as exc:
@@ -67,27 +97,44 @@ def _eight_bit(image: Image, *, gray: bool) -> Image:
 
 def pixels(image: Image, prep: Preprocessing) -> npt.NDArray[np.uint8]:
     """The image resized and cropped to the input: ``uint8`` of shape (height, width, channels), RGB or gray."""
-    resized = _fit(image, prep)
+    resized = _fit(image, prep, prep.filter, prep.pad_value)
     array = np.asarray(resized, dtype=np.uint8)
     return array[:, :, None] if array.ndim == 2 else array
 
 
-def _fit(image: Image, prep: Preprocessing) -> Image:
-    size = (prep.width, prep.height)
-    if prep.resize == "exact":
-        return _scaled(image, size, prep)
-    if prep.resize == "shorter-side":
-        side = prep.shorter_side or min(size)
-        scaled = _scaled(image, shorter_side_size(image.size, side), prep)
-        left = round((scaled.width - prep.width) / 2)
-        top = round((scaled.height - prep.height) / 2)
-        return scaled.crop((left, top, left + prep.width, top + prep.height))
+def fit_mask(mask: npt.NDArray[np.int32], prep: Preprocessing, ignore: int) -> npt.NDArray[np.int32]:
+    """The mask at the input's size, by nearest neighbour; what the image has as padding gets ``ignore``."""
     from PIL import Image as factory
 
-    scaled_size = letterbox_size(image.size, size)
-    canvas = factory.new(image.mode, size, (prep.pad_value,) * len(image.getbands()))
-    canvas.paste(_scaled(image, scaled_size, prep), ((size[0] - scaled_size[0]) // 2, (size[1] - scaled_size[1]) // 2))
+    return np.asarray(_fit(factory.fromarray(mask), prep, "nearest", ignore), dtype=np.int32)
+
+
+def _fit(image: Image, prep: Preprocessing, resample: Filter, pad: int) -> Image:
+    (width, height), (left, top) = place(image.size, prep)
+    scaled = _scaled(image, (width, height), resample)
+    if prep.resize == "exact":
+        return scaled
+    if prep.resize == "shorter-side":
+        return scaled.crop((-left, -top, prep.width - left, prep.height - top))
+    from PIL import Image as factory
+
+    canvas = factory.new(
+        image.mode, (prep.width, prep.height), pad if image.mode == "I" else (pad,) * len(image.getbands())
+    )
+    canvas.paste(scaled, (left, top))
     return canvas
+
+
+def place(size: tuple[int, int], prep: Preprocessing) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Where an image of (width, height) lies on the input: its scaled (width, height), and its (left, top)."""
+    box = (prep.width, prep.height)
+    if prep.resize == "exact":
+        return box, (0, 0)
+    if prep.resize == "shorter-side":
+        width, height = shorter_side_size(size, prep.shorter_side or min(box))
+        return (width, height), (-round((width - prep.width) / 2), -round((height - prep.height) / 2))
+    width, height = letterbox_size(size, box)
+    return (width, height), ((prep.width - width) // 2, (prep.height - height) // 2)
 
 
 def shorter_side_size(size: tuple[int, int], side: int) -> tuple[int, int]:
@@ -102,10 +149,10 @@ def letterbox_size(size: tuple[int, int], box: tuple[int, int]) -> tuple[int, in
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _scaled(image: Image, size: tuple[int, int], prep: Preprocessing) -> Image:
+def _scaled(image: Image, size: tuple[int, int], resample: Filter) -> Image:
     from PIL import Image as factory
 
-    return image if image.size == size else image.resize(size, factory.Resampling[prep.filter.upper()])
+    return image if image.size == size else image.resize(size, factory.Resampling[resample.upper()])
 
 
 def to_input(values: npt.NDArray[Any], prep: Preprocessing, *, white: float = 255.0) -> npt.NDArray[Any]:

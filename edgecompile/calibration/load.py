@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgecompile import types
-from edgecompile.calibration import arrays, folders, split
+from edgecompile.calibration import arrays, folders, images, split
 from edgecompile.calibration.pool import Pool
 from edgecompile.calibration.preset import Layout, Preprocessing, Preset, preset_names, resolve
 from edgecompile.calibration.samples import Samples, random_inputs
@@ -63,18 +63,23 @@ def load(
         if evaluation is not None:
             raise InputError("evaluation data is given, but no --data", remedy="give --data as well, or --data alone")
         return _synthetic(preset, prep, inputs, class_names, seed)
-    class_names = class_names or _shared_class_names(data, evaluation)
-    main = _pool(data, inputs, prep, class_names)
-    held = _pool(evaluation, inputs, prep, class_names) if evaluation is not None else None
-    notes = [*main.notes, *(held.notes if held else ())]
+    notes: list[str] = []
+    if class_names is None and (class_names := _shared_class_names(data, evaluation)) is not None:
+        notes.append(f"class order: the folder names of {data} and {evaluation}, sorted")
+    main = _pool(data, inputs, preset, prep, class_names)
+    held = _pool(evaluation, inputs, preset, prep, class_names) if evaluation is not None else None
+    notes += [*main.notes, *(held.notes if held else ())]
     if held is not None:
+        _refuse_other_order(main, held)
+        if (main.labels is None) != (held.labels is None):
+            notes.append(f"only one of {main.origin} and {held.origin} has labels: their metrics differ")
         main, overlap = _without_overlap(main, held)
         notes += overlap
     counts = (calibration_samples, validation_samples, evaluation_samples)
     chosen = _split(main, held, counts, seed)
     parts, skipped, skip_notes = _readable(chosen)
     fallback = next((pool.class_names for pool, _ in chosen if pool.class_names), class_names)
-    samples = tuple(_samples(pool, indices) for pool, indices in parts)
+    samples = tuple(_samples(pool, indices, preset, prep) for pool, indices in parts)
     return CalibrationSet(
         calibration=samples[0],
         validation=samples[1],
@@ -84,7 +89,7 @@ def load(
         class_names=fallback,
         skipped=skipped,
         notes=tuple(dict.fromkeys([*notes, *skip_notes])),
-        digest=_digest(prep, parts, seed),
+        digest=_digest(preset, prep, parts, seed),
     )
 
 
@@ -129,7 +134,11 @@ def _synthetic(
 
 
 def _pool(
-    path: Path, inputs: tuple[TensorSpec, ...], prep: Preprocessing | None, class_names: tuple[str, ...] | None
+    path: Path,
+    inputs: tuple[TensorSpec, ...],
+    preset: Preset | None,
+    prep: Preprocessing | None,
+    class_names: tuple[str, ...] | None,
 ) -> Pool:
     if path.is_dir():
         if len(inputs) != 1:
@@ -137,12 +146,12 @@ def _pool(
                 f"{path} is an image folder, but the model has {len(inputs)} inputs",
                 remedy="give .npz data with one array an input, under the input's name",
             )
-        if prep is None:
+        if preset is None or prep is None:
             raise InputError(
                 f"{path} is an image folder, and how its images become inputs is not declared",
                 remedy=f"choose a --preset: {', '.join(preset_names())}",
             )
-        return folders.scan(path, prep, class_names)
+        return folders.scan(path, preset, prep, class_names)
     if not path.exists():
         raise InputError(f"no such data: {path}", remedy="give an image folder, a .npy or a .npz file")
     if path.suffix.lower() not in (".npy", ".npz"):
@@ -163,6 +172,14 @@ def _shared_class_names(data: Path, evaluation: Path | None) -> tuple[str, ...] 
             remedy="give --labels FILE with every class, one a line, in the model's output order",
         )
     return tuple(sorted(larger))
+
+
+def _refuse_other_order(main: Pool, held: Pool) -> None:
+    if main.class_names and held.class_names and main.class_names != held.class_names:
+        raise InputError(
+            f"{main.origin} and {held.origin} have different classes, or the same in another order",
+            remedy="give --labels FILE with every class, one a line, in the model's output order",
+        )
 
 
 def _without_overlap(main: Pool, held: Pool) -> tuple[Pool, list[str]]:
@@ -218,7 +235,8 @@ def _readable(
     bad: list[str] = []
     kept: list[tuple[Pool, tuple[int, ...]]] = []
     for pool, indices in chosen:
-        reasons = folders.in_parallel(pool.source.check, indices)
+        with images.no_pillow_warnings():
+            reasons = folders.in_parallel(pool.source.check, indices)
         bad += [f"{pool.names[i]} ({reason})" for i, reason in zip(indices, reasons, strict=True) if reason]
         kept.append((pool, tuple(i for i, reason in zip(indices, reasons, strict=True) if not reason)))
     total = sum(len(indices) for _, indices in chosen)
@@ -228,7 +246,7 @@ def _readable(
     return kept, len(bad), [f"{len(bad)} of {total} samples skipped: {shown}"] if bad else []
 
 
-def _samples(pool: Pool, indices: tuple[int, ...]) -> Samples:
+def _samples(pool: Pool, indices: tuple[int, ...], preset: Preset | None, prep: Preprocessing | None) -> Samples:
     labels = None if pool.labels is None else np.array([pool.labels[i] for i in indices], dtype=np.int64)
     return Samples(
         source=pool.source,
@@ -236,12 +254,18 @@ def _samples(pool: Pool, indices: tuple[int, ...]) -> Samples:
         names=tuple(pool.names[i] for i in indices),
         labels=labels,
         class_names=pool.class_names,
+        truths=pool.truths,
+        preset=preset,
+        preprocessing=prep,
     )
 
 
-def _digest(prep: Preprocessing | None, parts: list[tuple[Pool, tuple[int, ...]]], seed: int) -> str:
+def _digest(
+    preset: Preset | None, prep: Preprocessing | None, parts: list[tuple[Pool, tuple[int, ...]]], seed: int
+) -> str:
+    truths = [pool.truth_sha256 for pool, _ in parts]
     content = [
         [(pool.names[i], pool.hashes[i], pool.labels[i] if pool.labels is not None else None) for i in indices]
         for pool, indices in parts
     ]
-    return types.digest(prep, content, seed)
+    return types.digest(preset, prep, content, truths, seed)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from edgecompile.types import TensorSpec
 Color: TypeAlias = Literal["rgb", "bgr", "gray"]
 Layout: TypeAlias = Literal["nchw", "nhwc", "nhw", "flat"]
 Filter: TypeAlias = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
+BoxFormat: TypeAlias = Literal["xyxy", "xywh", "cxcywh"]
 ResizeMode: TypeAlias = Literal["exact", "shorter-side", "letterbox"]
 
 
@@ -56,14 +58,43 @@ class Values:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Detection:
+    """How a detector's outputs are read, for mAP: ``boxes`` (1, N, 4) and ``scores`` (1, N, C) name two outputs.
+
+    Boxes are in pixels of the input, or in fractions of its width and height (``normalized``). ``background`` is the
+    class index that means "nothing". ``iou_threshold`` is that of non-maximum suppression; 1 leaves every box.
+    """
+
+    boxes: str
+    scores: str
+    box_format: BoxFormat = "xyxy"
+    normalized: bool = False
+    activation: Literal["none", "sigmoid", "softmax"] = "none"
+    background: int | None = None
+    score_threshold: float = 0.01
+    iou_threshold: float = 0.5
+    max_detections: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segmentation:
+    """How masks are read, for mIoU: pixels hold class indices, and ``ignore`` marks those that do not count."""
+
+    ignore: int = 255
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """Declared preprocessing, as its TOML file says it."""
+    """Declared preprocessing, as its TOML file says it. ``layout`` settles it where the input's shape does not."""
 
     name: str
     description: str = ""
     color: Color = "rgb"
+    layout: Literal["nchw", "nhwc"] | None = None
     resize: Resize = field(default_factory=Resize)
     values: Values = field(default_factory=Values)
+    detection: Detection | None = None
+    segmentation: Segmentation = field(default_factory=Segmentation)
 
     @property
     def channels(self) -> int:
@@ -98,7 +129,12 @@ class Preprocessing:
 
 # ------------------------------------------------------------------------------------------------ reading TOML
 
-_TABLES: dict[str, type] = {"resize": Resize, "values": Values}
+_TABLES: dict[str, type] = {
+    "resize": Resize,
+    "values": Values,
+    "detection": Detection,
+    "segmentation": Segmentation,
+}
 
 
 def load_preset(ref: str, content_dir: Path | None = None) -> Preset:
@@ -137,25 +173,48 @@ def _refuse_unknown(
 
 
 def _check(path: Path, preset: Preset) -> None:
-    values, resize = preset.values, preset.resize
-    for key, entries in (("mean", values.mean), ("std", values.std)):
+    for key, entries in (("mean", preset.values.mean), ("std", preset.values.std)):
         if len(entries) not in (1, preset.channels):
             raise InputError(
                 f"{path}: values.{key} has {len(entries)} entries, but color {preset.color!r} has {preset.channels}",
                 remedy=f"give 1 or {preset.channels}",
             )
-    faults = {
+    for fault, true in {**_value_faults(preset.values), **_resize_faults(preset.resize)}.items():
+        if true:
+            raise InputError(f"{path}: {fault}", remedy="see docs/data.md for what each key may hold")
+    if preset.detection is not None:
+        _check_detection(path, preset.detection)
+
+
+def _value_faults(values: Values) -> dict[str, bool]:
+    numbers = (*values.range, *values.mean, *values.std, values.array_white)
+    return {
+        "values must be finite numbers": not all(math.isfinite(number) for number in numbers),
         "values.std must be above 0": min(values.std) <= 0,
         "values.range must go from a smaller to a larger number": values.range[0] >= values.range[1],
         "values.array_white must be above 0": values.array_white <= 0,
+    }
+
+
+def _resize_faults(resize: Resize) -> dict[str, bool]:
+    side, fraction = resize.shorter_side, resize.crop_fraction
+    return {
         "resize.pad_value must be 0-255": not 0 <= resize.pad_value <= 255,
-        "resize.shorter_side must be above 0": resize.shorter_side is not None and resize.shorter_side < 1,
-        "resize.crop_fraction must be above 0 and at most 1": not 0 < (resize.crop_fraction or 1.0) <= 1
-        or resize.crop_fraction == 0,
-        "give resize.shorter_side or resize.crop_fraction, not both": None
-        not in (resize.shorter_side, resize.crop_fraction),
+        "resize.shorter_side must be above 0": side is not None and side < 1,
+        "resize.crop_fraction must be above 0 and at most 1": fraction is not None and not 0 < fraction <= 1,
+        "give resize.shorter_side or resize.crop_fraction, not both": side is not None and fraction is not None,
         "resize.shorter_side and resize.crop_fraction belong to mode 'shorter-side'": resize.mode != "shorter-side"
-        and (resize.shorter_side, resize.crop_fraction) != (None, None),
+        and (side is not None or fraction is not None),
+    }
+
+
+def _check_detection(path: Path, detection: Detection) -> None:
+    faults = {
+        "detection.score_threshold must be 0-1": not 0 <= detection.score_threshold <= 1,
+        "detection.iou_threshold must be above 0 and at most 1": not 0 < detection.iou_threshold <= 1,
+        "detection.max_detections must be above 0": detection.max_detections < 1,
+        "detection.background must not be negative": detection.background is not None and detection.background < 0,
+        "detection.boxes and detection.scores must be two outputs": detection.boxes == detection.scores,
     }
     for fault, true in faults.items():
         if true:
@@ -167,7 +226,7 @@ def _check(path: Path, preset: Preset) -> None:
 
 def resolve(preset: Preset, spec: TensorSpec, *, input_layout: Layout | None = None) -> Preprocessing:
     """The preset's numbers for the input ``spec``. Raises `InputError` where the layout is unclear or does not fit."""
-    layout = find_layout(preset, spec, input_layout)
+    layout = find_layout(preset, spec, input_layout or preset.layout)
     height, width = _spatial(spec.shape, layout)
     multiplier, offset = _affine(preset)
     return Preprocessing(
@@ -214,7 +273,7 @@ def find_layout(preset: Preset, spec: TensorSpec, wanted: Layout | None = None) 
     if len(fits) > 1:
         raise InputError(
             f"input {spec.name!r} has shape {shape}: both axis 1 and axis 3 could be the {channels} channels",
-            remedy="say which with --input-layout nchw or nhwc",
+            remedy=f'say which with layout = "nchw" or "nhwc" in a copy of the preset {preset.name!r}',
         )
     return fits[0]
 

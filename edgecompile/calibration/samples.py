@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, overload
+from typing import Any, Literal, Protocol, TypeAlias, overload
 
 import numpy as np
 import numpy.typing as npt
 
+from edgecompile.calibration.preset import Preprocessing, Preset
 from edgecompile.types import Arrays, TensorSpec
+
+#: What the data says about a sample beside a class: boxes for detectors, a mask of class indices for segmentation.
+TruthKind: TypeAlias = Literal["none", "boxes", "masks"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Boxes:
+    """True boxes of one image: ``xyxy`` (K, 4) in pixels of the input, ``classes`` (K,), ``crowd`` (K,) booleans."""
+
+    xyxy: npt.NDArray[np.float64]
+    classes: npt.NDArray[np.int64]
+    crowd: npt.NDArray[np.bool_]
+
+
+Truth: TypeAlias = "Boxes | npt.NDArray[np.int32]"
 
 
 class Source(Protocol):
@@ -21,13 +37,16 @@ class Source(Protocol):
     def check(self, index: int) -> str | None:
         """Why a sample cannot be used, or ``None``."""
 
+    def truth(self, index: int) -> Truth | None:
+        """The boxes or the mask of a sample, where the data has them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Samples:
     """A sequence of samples: ``samples[i]`` is a dictionary input name -> array, ``samples[:n]`` a shorter `Samples`.
 
-    ``labels`` are class indices, one a sample, or ``None``; ``names`` say where each sample came from. ``synthetic``
-    samples are random numbers: fit for parity and latency, not for ranges or accuracy.
+    ``labels`` are class indices, one a sample, or ``None``; ``names`` say where each sample came from. ``truths`` says
+    what `truth` yields. ``synthetic`` samples are random numbers: fit for parity and latency, not for accuracy.
     """
 
     source: Source = field(repr=False)
@@ -35,6 +54,9 @@ class Samples:
     names: tuple[str, ...] = field(repr=False)
     labels: npt.NDArray[np.int64] | None = None
     class_names: tuple[str, ...] | None = None
+    truths: TruthKind = "none"
+    preset: Preset | None = None
+    preprocessing: Preprocessing | None = None
     synthetic: bool = False
 
     def __len__(self) -> int:
@@ -54,6 +76,10 @@ class Samples:
     def __iter__(self) -> Iterator[Arrays]:
         return (self.source.read(index) for index in self.indices)
 
+    def truth(self, index: int) -> Truth | None:
+        """The `Boxes` (in pixels of the input) or the mask (at the input's size) of a sample, or ``None``."""
+        return self.source.truth(self.indices[index])
+
     def _slice(self, part: slice) -> Samples:
         labels = None if self.labels is None else self.labels[part]
         return replace(self, indices=self.indices[part], names=self.names[part], labels=labels)
@@ -71,6 +97,9 @@ class RandomSource:
         return {spec.name: _random(spec, generator) for spec in self.inputs}
 
     def check(self, index: int) -> str | None:
+        return None
+
+    def truth(self, index: int) -> None:
         return None
 
 

@@ -9,8 +9,11 @@ from typing import Any, TypeAlias
 from edgecompile.calibration import Samples
 from edgecompile.errors import EdgecompileError, InputError
 from edgecompile.evaluate import signal
+from edgecompile.evaluate.boxes import class_count
 from edgecompile.evaluate.classify import Agreement, TopOne, class_scores
+from edgecompile.evaluate.detect import MeanAveragePrecision
 from edgecompile.evaluate.scorer import Scorer
+from edgecompile.evaluate.segment import MeanIou, pixel_scores
 from edgecompile.types import Accuracy, Arrays, Metric, RunFunction
 
 #: Called with (samples done, samples in all).
@@ -86,7 +89,7 @@ def _run(run: RunFunction, samples: Samples, scorer: Scorer, progress: Progress 
 
 def _scorer(wanted: Metric | None, outputs: Arrays, samples: Samples) -> Scorer:
     """The metric that labels and outputs allow, the most telling one first, unless one is asked for."""
-    possible = _possible(outputs, samples)
+    possible = _possible(outputs, samples, wanted)
     if wanted is None:
         return next(iter(possible.values()))()
     if wanted not in possible:
@@ -98,14 +101,49 @@ def _scorer(wanted: Metric | None, outputs: Arrays, samples: Samples) -> Scorer:
     return possible[wanted]()
 
 
-def _possible(outputs: Arrays, samples: Samples) -> dict[Metric, Callable[[], Scorer]]:
+def _possible(outputs: Arrays, samples: Samples, wanted: Metric | None) -> dict[Metric, Callable[[], Scorer]]:
     found: dict[Metric, Callable[[], Scorer]] = {}
     scores = class_scores(outputs)
     labels = samples.labels
     if scores is not None and labels is not None:
         classes = len(scores)
         found["top-1"] = lambda: TopOne(labels=labels, classes=classes)
+    # Asking for another metric must not fail on what only these two need.
+    if wanted in (None, "mAP") and (boxes := _boxes(outputs, samples)) is not None:
+        found["mAP"] = boxes
+    if wanted in (None, "mIoU") and (masks := _masks(outputs, samples)) is not None:
+        found["mIoU"] = masks
     if scores is not None:
         found["agreement"] = Agreement
     found["SQNR"] = signal.Sqnr
     return found
+
+
+def _boxes(outputs: Arrays, samples: Samples) -> Callable[[], Scorer] | None:
+    preset, prep = samples.preset, samples.preprocessing
+    if samples.truths != "boxes" or preset is None or prep is None:
+        return None
+    if preset.detection is None:
+        raise InputError(
+            f"the data has boxes, but the preset {preset.name!r} does not say how the outputs are to be read as boxes",
+            remedy="add a table [detection] to a copy of the preset: boxes and scores name the outputs"
+            f" ({', '.join(outputs)}); see docs/data.md",
+        )
+    detection, classes = preset.detection, class_count(outputs, preset.detection)
+    size = (prep.width, prep.height)
+    return lambda: MeanAveragePrecision(samples=samples, detection=detection, size=size, classes=classes)
+
+
+def _masks(outputs: Arrays, samples: Samples) -> Callable[[], Scorer] | None:
+    preset, prep = samples.preset, samples.preprocessing
+    if samples.truths != "masks" or preset is None or prep is None:
+        return None
+    scores = pixel_scores(outputs, (prep.height, prep.width))
+    if scores is None:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in outputs.items())
+        raise InputError(
+            f"the data has masks, but the outputs are not scores of classes and pixels: {shapes}",
+            remedy="one output of shape (1, C, H, W) or (1, H, W, C) is needed; give the images folder alone otherwise",
+        )
+    ignore, classes = preset.segmentation.ignore, len(scores)
+    return lambda: MeanIou(samples=samples, classes=classes, ignore=ignore)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecompile.errors import EdgecompileError, InputError
-from edgecompile.evaluate.scorer import bootstrap
+from edgecompile.evaluate.scorer import interval, resampled
 from edgecompile.types import Accuracy, Arrays
 
 #: What is reported for outputs without any error, and (negative) for outputs that are not numbers.
@@ -47,12 +47,13 @@ class Sqnr:
 
     def compare(self, kept: Sequence[Any], original: Sequence[Any]) -> Accuracy:
         powers = np.array([_powers(file, reference) for file, reference in zip(kept, original, strict=True)])
-        interval = bootstrap(lambda weights: _decibels(powers, weights), len(powers))
+        drawn = resampled([lambda weights: _decibels(powers, weights)], len(powers))
+        value = interval(_decibels(powers, np.ones(len(powers))), drawn[:, 0])
         return Accuracy(
             metric=self.metric,
-            value=interval.value,
-            ci_low=interval.low,
-            ci_high=interval.high,
+            value=value.value,
+            ci_low=value.low,
+            ci_high=value.high,
             samples=len(powers),
         )
 
