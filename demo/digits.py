@@ -105,7 +105,9 @@ def main() -> None:
     test, rest = order[:597], order[597:]
     print("Train a small residual net on 1,200 of scikit-learn's digits")
     model = train(torch.from_numpy(x[rest]), torch.from_numpy(y[rest]))
-    torch.onnx.export(model, (torch.zeros(1, 1, 32, 32),), FOLDER / "digits.onnx", dynamo=True, verbose=False)
+    torch.onnx.export(
+        model, (torch.zeros(1, 1, 32, 32),), FOLDER / "digits.onnx", dynamo=True, verbose=False, external_data=False
+    )
     np.savez(FOLDER / "train.npz", x=x[rest], labels=y[rest])
     np.savez(FOLDER / "test.npz", x=x[test], labels=y[test])
 

@@ -517,7 +517,7 @@ def bench(
     if as_json:
         _print_json(to_builtins(result))
     else:
-        terminal.print(*report.bench(result))
+        terminal.print(*report.bench(result.names, result.measurements, result.ratios))
     return 0 if budget_ms is None or result.measurements[0].meets(budget_ms) else 3
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias, overload
 
@@ -42,7 +42,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Samples:
+class Samples(Sequence[Arrays]):
     """A sequence of samples: ``samples[i]`` is a dictionary input name -> array, ``samples[:n]`` a shorter `Samples`.
 
     ``labels`` are class indices, one a sample, or ``None``; ``names`` say where each sample came from. ``truths`` says

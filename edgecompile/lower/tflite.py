@@ -22,10 +22,10 @@ _FloatPath: TypeAlias = Callable[[Model, Sequence[Arrays]], Converted]
 def _direct(model: Model, samples: Sequence[Arrays]) -> Converted:
     """Our own lowering. Raises `UnsupportedModelError` naming the operators it lacks."""
     try:
-        from edgecompile.lower import direct
+        from edgecompile.lower.direct import lower as lower_directly
     except ImportError as exc:
         raise UnsupportedModelError("the direct lowering is not part of this installation") from exc
-    result = direct.lower(base.load_onnx(model), input_layout="nhwc")
+    result = lower_directly(base.load_onnx(model), input_layout="nhwc")
     return Converted(data=result.data, inputs=tuple(result.inputs), outputs=tuple(result.outputs))
 
 
