@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecompile import sandbox
+from edgecompile.errors import InputError, UnsupportedModelError
+
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+log = logging.getLogger(__name__)
+
 LOG = "log.txt"
+#: Address space, of which TensorFlow reserves several times what it uses.
+MEMORY_BYTES = 16 << 30
+
+
+def call(function: str, argument: dict[str, Any], folder: Path, *, timeout_s: float, what: str) -> dict[str, Any]:
+    """Call ``function`` of ours with ``folder`` in its argument, in a limited child process; log what it printed.
+
+    Raises `UnsupportedModelError` when the child crashes, hangs or runs out of memory: another path may do better.
+    """
+    try:
+        answer: dict[str, Any] = sandbox.call(
+            function, {**argument, "folder": str(folder)}, memory_bytes=MEMORY_BYTES, timeout_s=timeout_s, what=what
+        )
+    except InputError as exc:
+        raise UnsupportedModelError(exc.message, remedy=exc.remedy) from exc
+    finally:
+        log.debug("%s:\n%s", what, _read_log(folder))
+    return answer
 
 
 def write_samples(folder: Path, samples: Sequence[Mapping[str, npt.NDArray[Any]]], names: Sequence[str]) -> None:
@@ -44,7 +69,7 @@ def read_samples(folder: Path) -> Iterator[list[npt.NDArray[Any]]]:
         yield [np.array(stack[number]) for stack in stacks]
 
 
-def read_log(folder: Path) -> str:
+def _read_log(folder: Path) -> str:
     """What the child printed."""
     path = folder / LOG
     return path.read_text(errors="replace") if path.is_file() else ""
@@ -54,6 +79,7 @@ def read_log(folder: Path) -> str:
 def isolated(folder: Path) -> Iterator[None]:
     """Run the body in ``folder``, off the network, with everything printed (native code included) going to a file."""
     _forbid_network()
+    tempfile.tempdir = str(folder)  # TensorFlow leaves generated sources among the temporary files
     with _captured(folder / LOG), contextlib.chdir(folder):
         yield
 

@@ -8,13 +8,11 @@ https://arxiv.org/abs/1712.05877). INT8 runs the float file on the samples, so i
 from __future__ import annotations
 
 import contextlib
-import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from edgecompile import sandbox
 from edgecompile.errors import EdgecompileError, UnsupportedModelError
 from edgecompile.lower import child, flatbuffer
 from edgecompile.types import Arrays, Port
@@ -23,9 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-log = logging.getLogger(__name__)
-
-MEMORY_BYTES = 16 << 30
 TIMEOUT_S = 3600.0
 
 #: The smallest and largest value of each float tensor over the calibration samples, by the tensor's name.
@@ -63,14 +58,13 @@ def int8(
         folder = Path(name)
         (folder / "float.tflite").write_bytes(data)
         child.write_samples(folder, _InFileLayout(inputs, samples), [port.spec.name for port in inputs])
-        answer = sandbox.call(
+        answer = child.call(
             "edgecompile.lower.quantize_tflite:int8_in_child",
-            {"folder": str(folder), "inputs": [port.spec.name for port in inputs], "io_dtype": io_dtype},
-            memory_bytes=MEMORY_BYTES,
+            {"inputs": [port.spec.name for port in inputs], "io_dtype": io_dtype},
+            folder,
             timeout_s=TIMEOUT_S,
             what="the quantization of the float .tflite file",
         )
-        log.debug("quantization to int8:\n%s", child.read_log(folder))
         if "failure" in answer:
             raise UnsupportedModelError(answer["failure"], remedy="leave int8 out with --precision")
         return (folder / "int8.tflite").read_bytes()

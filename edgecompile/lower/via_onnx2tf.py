@@ -13,7 +13,6 @@ are trusted only after the parity gate.
 from __future__ import annotations
 
 import itertools
-import logging
 import os
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompile import sandbox
 from edgecompile.errors import UnsupportedModelError
 from edgecompile.lower import base, child, flatbuffer
 from edgecompile.types import Arrays, Model, Port, TensorSpec
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-log = logging.getLogger(__name__)
-
-MEMORY_BYTES = 16 << 30
 TIMEOUT_S = 900.0
 #: onnx2tf compares layouts on the first of these; output layouts are established on all of them.
 _SAMPLES = 3
@@ -62,14 +57,13 @@ def convert(model: Model, samples: Sequence[Arrays]) -> Converted:
     with tempfile.TemporaryDirectory(prefix="edgecompile-") as name:
         folder = Path(name)
         child.write_samples(folder, used, [spec.name for spec in model.inputs])
-        answer = sandbox.call(
+        answer = child.call(
             "edgecompile.lower.via_onnx2tf:convert_in_child",
-            {"onnx": str(model.path.resolve()), "folder": str(folder)},
-            memory_bytes=MEMORY_BYTES,
+            {"onnx": str(model.path.resolve())},
+            folder,
             timeout_s=TIMEOUT_S,
             what=f"the conversion of {model.path.name} through onnx2tf",
         )
-        log.debug("onnx2tf on %s:\n%s", model.path.name, child.read_log(folder))
         if "failure" in answer:
             raise _failure(answer["failure"], model)
         return _finish((folder / "model.tflite").read_bytes(), model, answer["permutations"])
@@ -126,7 +120,7 @@ def _output_name(index: int) -> str:
     return f"edgecompile_output_{index}"
 
 
-class _Failure(Exception):
+class ConversionFailure(Exception):
     """A conversion that failed, with the node names it is known to have failed at."""
 
     def __init__(self, message: str, nodes: Sequence[str] = ()) -> None:
@@ -149,7 +143,7 @@ def convert_in_child(argument: dict[str, Any]) -> dict[str, Any]:
             keras_model = _keras(proto, samples[0])
             data = _tflite(keras_model, proto)
             permutations = _output_permutations(data, proto, samples)
-        except _Failure as exc:
+        except ConversionFailure as exc:
             pairs = [originals[node] for node in exc.nodes if node in originals]
             return {"failure": {"message": str(exc), "operators": pairs}}
         (folder / "model.tflite").write_bytes(data)
@@ -218,12 +212,12 @@ def _keras(proto: Any, sample: list[npt.NDArray[Any]]) -> Any:
             verbosity="error",
         )
     except SystemExit as exc:
-        raise _Failure("it gave up; see the log with -vv") from exc
+        raise ConversionFailure("it gave up; see the log with -vv") from exc
     except MemoryError:
         raise
     except Exception as exc:  # whatever a converter of foreign graphs raises, the model does not fit it
         node = getattr(exc, "onnx_op_name", None)
-        raise _Failure(_telling_line(exc), [node] if node else []) from exc
+        raise ConversionFailure(_telling_line(exc), [node] if node else []) from exc
 
 
 def _channels_last_sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -243,7 +237,7 @@ def _tflite(keras_model: Any, proto: Any) -> bytes:
 
     expected = len(proto.graph.output)
     if len(keras_model.outputs) != expected:
-        raise _Failure(f"it kept {len(keras_model.outputs)} of {expected} outputs")
+        raise ConversionFailure(f"it kept {len(keras_model.outputs)} of {expected} outputs")
     order = [tensor.name.split(":")[0] for tensor in keras_model.inputs]
     specs = [tf.TensorSpec(t.shape, t.dtype, name) for t, name in zip(keras_model.inputs, order, strict=True)]
 
@@ -261,7 +255,7 @@ def _tflite(keras_model: Any, proto: Any) -> bytes:
     except MemoryError:
         raise
     except Exception as exc:  # ConverterError is private, and MLIR's bindings raise others too
-        raise _Failure(_telling_line(exc)) from exc
+        raise ConversionFailure(_telling_line(exc)) from exc
 
 
 def _telling_line(exc: BaseException) -> str:
@@ -305,11 +299,11 @@ def output_permutation(pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]
     """The permutation with ``file = transpose(original, permutation)`` that fits best over ``(file, original)`` pairs.
 
     Axes of size 1 hold no values, so permutations that differ only there are one. When two that do differ fit
-    equally well, the values cannot tell them apart and `_Failure` is raised rather than one be picked.
+    equally well, the values cannot tell them apart and `ConversionFailure` is raised rather than one be picked.
     """
     mine, reference = pairs[0]
     if mine.ndim != reference.ndim:
-        raise _Failure(f"output {name!r} has shape {mine.shape}; the model's is {reference.shape}")
+        raise ConversionFailure(f"output {name!r} has shape {mine.shape}; the model's is {reference.shape}")
     errors: dict[tuple[int, ...], tuple[float, tuple[int, ...]]] = {}
     for permutation in itertools.permutations(range(reference.ndim)):
         moving = tuple(axis for axis in permutation if reference.shape[axis] > 1)
@@ -318,7 +312,7 @@ def output_permutation(pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]
         error = max(_distance(a, b.transpose(permutation)) for a, b in pairs)
         errors[moving] = (error, permutation)
     if not errors:
-        raise _Failure(f"output {name!r} has shape {mine.shape}; the model's is {reference.shape}")
+        raise ConversionFailure(f"output {name!r} has shape {mine.shape}; the model's is {reference.shape}")
     ranked = sorted(errors.values())
     # Float noise between two runtimes is below 1e-3 of the range; a wrong layout of distinct values is far above.
     tied = [permutation for error, permutation in ranked if error <= _LAYOUT_TOLERANCE]
@@ -327,7 +321,9 @@ def output_permutation(pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]
     # Values that do not vary over an axis (a broadcast) leave several; onnx2tf itself makes only these two.
     known = [p for p in (tuple(range(reference.ndim)), _CHANNELS_LAST.get(reference.ndim)) if p in tied]
     if len(known) != 1 or known[0] is None:
-        raise _Failure(f"the layout of output {name!r} cannot be established: its values do not tell axes apart")
+        raise ConversionFailure(
+            f"the layout of output {name!r} cannot be established: its values do not tell axes apart"
+        )
     return known[0]
 
 
@@ -370,4 +366,4 @@ def _run_onnx(proto: Any, sample: Sequence[npt.NDArray[Any]]) -> list[npt.NDArra
     return result
 
 
-__all__ = ["Converted", "convert", "convert_in_child", "output_permutation"]
+__all__ = ["ConversionFailure", "Converted", "convert", "convert_in_child", "output_permutation"]
