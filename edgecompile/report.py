@@ -142,12 +142,15 @@ def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) ->
 
 def candidates(manifest: Manifest) -> Table:
     """The closing table: each candidate with its size, latency, accuracy on the validation part, and verdict."""
-    percentile = manifest.budget.percentile
     metric = next((c.validation.metric for c in manifest.candidates if c.validation), "accuracy")
-    heads = ("candidate", "size", f"p{percentile:g} ms [95 %]", metric, "drop", "verdict")
-    made = table(*heads, right=("size", metric, "drop"))
+    unit = " dB" if metric == "SQNR" else " %"
+    p = f"p{manifest.budget.percentile:g} ms"
+    made = table(
+        "candidate", "size", p, "95 %", metric + unit, "drop", "verdict", right=("size", p, metric + unit, "drop")
+    )
     if manifest.original_accuracy is not None:
-        made.add_row("original", "", "", accuracy(manifest.original_accuracy), "", Text("evaluation data", style="dim"))
+        own = _bare(manifest.original_accuracy)
+        made.add_row("original", "", "", "", own, "", Text("on evaluation data", style="dim"))
     for candidate in manifest.candidates:
         made.add_row(*_row(candidate), style="bold" if candidate.plan == manifest.plan else None)
     return made
@@ -156,14 +159,25 @@ def candidates(manifest: Manifest) -> Table:
 def _row(candidate: TriedCandidate) -> tuple[str | Text, ...]:
     ok = candidate.verdict.startswith(("met", "predicted"))
     style = ("green" if candidate.verdict.startswith("met") else "yellow") if ok else "red"
+    m = candidate.measurement
+    value, interval = "-", ""
+    if m is not None:
+        value = ("~" if m.provenance == "estimated" else "") + milliseconds(m.value_ms)
+        interval = f"{milliseconds(m.ci_low_ms)}-{milliseconds(m.ci_high_ms)}"
     return (
         candidate.label,
         size(candidate.size_bytes),
-        latency(candidate.measurement),
-        accuracy(candidate.validation),
+        value,
+        interval,
+        _bare(candidate.validation),
         drop(candidate.validation),
         Text(candidate.verdict, style=style),
     )
+
+
+def _bare(value: Accuracy | None) -> str:
+    """The figure without its unit, which stands in the column's head."""
+    return "-" if value is None else f"{value.value:.1f}" if value.metric == "SQNR" else f"{value.value:.2f}"
 
 
 def closing(manifest: Manifest, folder: str) -> list[Text]:

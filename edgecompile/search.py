@@ -101,7 +101,7 @@ def accuracy_violations(accuracy: Accuracy | None, budget: Budget) -> tuple[str,
 def _latency_words(value_ms: float, high_ms: float, budget_ms: float) -> str:
     over = 100 * (value_ms / budget_ms - 1)
     if over > 0:
-        return f"{over:.0f} % over budget" if over >= 1 else "just over budget"
+        return f"{over:.0f} % too slow" if over >= 1 else "just too slow"
     return f"not proven: up to {high_ms:.3g} ms"
 
 

@@ -68,7 +68,7 @@ def test_the_least_loss_within_the_budget_wins() -> None:
     choice = search.choose([slow, good, fast], Budget(latency_ms=10))
     assert choice.candidate is good
     assert choice.status == "met"
-    assert choice.verdicts == ("20 % over budget", "met (measured)", "met (measured)")
+    assert choice.verdicts == ("20 % too slow", "met (measured)", "met (measured)")
     assert "measured on here" in choice.text
 
 
@@ -121,7 +121,7 @@ def test_nothing_meets_the_budget() -> None:
     choice = search.choose([slow, faster], Budget(latency_ms=10))
     assert choice.candidate is faster
     assert choice.status == "not met"
-    assert "100 % over budget" in choice.text
+    assert "100 % too slow" in choice.text
     assert any("20.1 ms" in hint for hint in choice.help)
 
 
