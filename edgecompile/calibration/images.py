@@ -83,11 +83,12 @@ def _opened(path: Path) -> Iterator[Image]:
 
 
 def _eight_bit(image: Image, *, gray: bool) -> Image:
-    if image.mode.startswith("I;16"):
+    # Pillow opens 16-bit files as "I" or "I;16", depending on its version and the format.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         from PIL import Image as factory
 
         # Pillow would clip 16-bit gray at 255; keep the upper eight bits instead.
-        image = factory.fromarray((np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8))
+        image = factory.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise ImageFault(f"pixel format {image.mode!r} has no defined white")
     elif image.mode == "P":

@@ -73,19 +73,21 @@ class TopOne:
         the interval excludes a useful model (half of the way). A few samples exclude little and are let through.
         """
         chance = 1 / self.classes
-        bound = min(5 * chance, chance + 0.1 * (1 - chance))
-        if own.value / 100 > bound or own.ci_high / 100 >= chance + 0.5 * (1 - chance):
+        bound, useful = min(5 * chance, chance + 0.1 * (1 - chance)), chance + 0.5 * (1 - chance)
+        if own.value / 100 > bound or own.ci_high / 100 >= useful:
             return
+        reordered = _best_order(np.asarray(kept), self.labels)
+        hint = f"; with the classes in another order it would be {100 * reordered:.1f} %" if reordered >= useful else ""
         raise InputError(
             f"the original is right on {own.value:.1f} % of {own.samples} labelled samples ({self.classes} classes:"
-            f" guessing gives {100 * chance:.1f} %){_order_hint(np.asarray(kept), self.labels)}",
+            f" guessing gives {100 * chance:.1f} %){hint}",
             remedy="give --labels FILE with the class order of the model's outputs, and check that --preset is the"
             " preprocessing that the model was trained with",
         )
 
 
-def _order_hint(predictions: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> str:
-    """Whether another class order explains the predictions: classes paired with outputs, the commonest pair first."""
+def _best_order(predictions: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> float:
+    """The share that would be right in another class order: classes paired with outputs, the commonest pair first."""
     pairs, counts = np.unique(np.stack([labels, predictions]), axis=1, return_counts=True)
     right, used_labels, used_outputs = 0, set(), set()
     for position in np.argsort(-counts, kind="stable"):
@@ -94,8 +96,7 @@ def _order_hint(predictions: npt.NDArray[np.int64], labels: npt.NDArray[np.int64
             used_labels.add(label)
             used_outputs.add(output)
             right += int(counts[position])
-    share = 100 * right / len(predictions)
-    return f"; with the classes in another order it would be {share:.1f} %" if share >= 50 else ""
+    return right / len(predictions)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -92,8 +92,7 @@ def average_precision(weights: Floats, status: npt.NDArray[np.int8], positives: 
     precision = np.divide(hits, total, out=np.zeros_like(total), where=total > 0)
     precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     padded = np.concatenate([precision, np.zeros((len(precision), 1))], axis=1)
-    # A recall that equals one of the 101 points but for rounding must count as reaching it.
-    places = [np.searchsorted(row / positives + 1e-12, _RECALLS) for row in hits]
+    places = [np.searchsorted(row / positives, _RECALLS) for row in hits]
     return float(np.mean([line[place] for line, place in zip(padded, places, strict=True)]))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -77,7 +78,7 @@ def difference(metric: Metric, now: Statistic, before: Statistic, count: int, *,
 
 def nothing_found(own: Accuracy, suspects: str) -> None:
     """Raises `InputError` where the original is right about next to nothing."""
-    if own.value < 1 and own.ci_high < 5:
+    if not math.isfinite(own.value) or (own.value < 1 and own.ci_high < 5):
         raise InputError(
             f"the original's {own.metric} is {own.value:.2f} % on {own.samples} samples",
             remedy=f"check the class order (--labels), {suspects}, and that the preset is what the model was"

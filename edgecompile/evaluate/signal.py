@@ -76,7 +76,8 @@ def _powers(file: Arrays, original: Arrays) -> list[tuple[float, float]]:
             what = "is missing" if found is None else f"has shape {found.shape} instead of {expected.shape}"
             raise EdgecompileError(f"output {name!r} of the file {what}")
         signal = expected.astype(np.float64)
-        error = float(np.square(found.astype(np.float64) - signal).sum())
+        with np.errstate(invalid="ignore", over="ignore"):  # not finite is infinitely wrong, below
+            error = float(np.square(found.astype(np.float64) - signal).sum())
         pairs.append((error if math.isfinite(error) else math.inf, float(np.square(signal).sum())))
     return pairs
 
@@ -84,7 +85,7 @@ def _powers(file: Arrays, original: Arrays) -> list[tuple[float, float]]:
 def _decibels(powers: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> float:
     drawn = powers[weights > 0]
     noise, signal = (drawn * weights[weights > 0, None, None]).sum(axis=0).T
-    if not np.isfinite(noise).all():
+    if not (np.isfinite(noise).all() and np.isfinite(signal).all()):
         return -CAP_DB
     relative = float(np.mean(noise / np.where(signal > 0, signal, np.where(noise > 0, noise, 1.0))))
     return CAP_DB if relative == 0 else float(np.clip(-10 * math.log10(relative), -CAP_DB, CAP_DB))
