@@ -306,3 +306,15 @@ def test_the_first_path_that_takes_the_model_is_taken(small: Model) -> None:
     made, taken = tflite.float_file(small, samples(small))
     assert taken == next(iter(tflite.FLOAT_PATHS)) or taken == "onnx2tf"
     assert made.data[4:8] == b"TFL3"
+
+
+def test_a_padded_max_pool_keeps_a_fine_scale(tmp_path: Path) -> None:
+    net = Net()
+    x = net.conv(net.input("x", 1, 3, 16, 16), 3, 8)
+    x = net.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    model = net.save(tmp_path / "pool.onnx", net.conv(x, 8, 4, out="y"))
+    floating = TFLITE.lower(model, FP32, samples(model), tmp_path, path="onnx2tf")
+    assert largest_error(run_tflite(floating), run_onnx(model.path), samples(model)) < 1e-5
+    made = TFLITE.lower(model, INT8, samples(model), tmp_path, float_artifact=floating)
+    assert made.float_islands == 0
+    assert largest_error(run_tflite(made), run_onnx(model.path), samples(model)) < 0.05

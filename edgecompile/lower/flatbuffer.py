@@ -9,6 +9,7 @@ from edgecompile.errors import UnsupportedModelError
 from edgecompile.types import Port, Quantization, TensorSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
 
 SIGNATURE_KEY = "serving_default"
@@ -90,6 +91,33 @@ def is_constant(model: Any, tensor: Any) -> bool:
     """Whether a tensor's values are in the file."""
     buffer = model.buffers[tensor.buffer]
     return (buffer.data is not None and len(buffer.data) > 0) or bool(buffer.size)
+
+
+def constant_floats(model: Any, tensor: Any) -> npt.NDArray[np.float32] | None:
+    """The values of a float32 constant, flat; ``None`` when the tensor is no such constant."""
+    import numpy as np
+
+    if tensor.type != FLOAT32 or not is_constant(model, tensor):
+        return None
+    return np.frombuffer(bytes(model.buffers[tensor.buffer].data), dtype="<f4")
+
+
+def add_constant(model: Any, values: npt.NDArray[np.generic], like: Any) -> int:
+    """Add a constant with the shape and type of the tensor ``like`` to the main graph; returns its index."""
+    import copy
+
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    buffer = schema.BufferT()
+    buffer.data = np.frombuffer(values.tobytes(), dtype=np.uint8)
+    model.buffers.append(buffer)
+    tensor = copy.copy(like)
+    tensor.buffer = len(model.buffers) - 1
+    tensors = model.subgraphs[0].tensors
+    tensor.name = (like.name or b"constant") + f"#{len(tensors)}".encode()
+    tensors.append(tensor)
+    return len(tensors) - 1
 
 
 def tensor_spec(tensor: Any, name: str) -> TensorSpec:

@@ -28,6 +28,8 @@ Ranges: TypeAlias = dict[str, tuple[float, float]]
 
 #: ai-edge-quantizer *searches* its expressions in the operator's output names, so they are anchored.
 _EVERY_OPERATOR = "^.*$"
+#: Beyond this a value stands for infinity: exporters and converters write the largest finite float.
+_INFINITY = 1e30
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 
 
@@ -95,6 +97,7 @@ def int8_in_child(argument: dict[str, Any]) -> dict[str, Any]:
         try:
             with _mapped_errors("to int8"):
                 ranges = observe(data, feeds)
+                data = with_finite_padding(data, ranges)
                 tool = quantizer.Quantizer(bytearray(data), _static_recipe(argument["io_dtype"]))
                 result = tool.quantize(_as_statistics(data, ranges)).quantized_model
                 Path("int8.tflite").write_bytes(_repacked(bytes(result)))
@@ -127,11 +130,44 @@ def observe(data: bytes, feeds: Iterable[dict[str, npt.NDArray[np.generic]]]) ->
             interpreter.set_tensor(places[name], array)
         interpreter.invoke()
         for name, index in computed.items():
-            values = interpreter.get_tensor(index)
+            values = _finite(interpreter.get_tensor(index))
             if values.size:
                 low[name] = min(low[name], float(values.min()))
                 high[name] = max(high[name], float(values.max()))
     return {name: (low[name], high[name]) for name in computed if low[name] <= high[name]}
+
+
+def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values without those that stand for infinity, such as the padding of a max pool."""
+    import numpy as np
+
+    if values.size and (values.min() < -_INFINITY or values.max() > _INFINITY):
+        kept: npt.NDArray[Any] = values[np.abs(values) <= _INFINITY]
+        return kept
+    return values
+
+
+def with_finite_padding(data: bytes, ranges: Ranges) -> bytes:
+    """A float file whose pads with minus infinity use the smallest value of what they pad instead.
+
+    Before: ``PADV2(x, -3.4e38) -> MAX_POOL_2D``, which no scale can represent together with x. After:
+    ``PADV2(x, min x) -> MAX_POOL_2D``, the same maxima, since every window holds at least one value of x.
+    """
+    import numpy as np
+
+    graph = flatbuffer.unpack(data)
+    subgraph = graph.subgraphs[0]
+    for operator in subgraph.operators:
+        if flatbuffer.operator_name(graph, operator) != "PADV2":
+            continue
+        padded, constant = (subgraph.tensors[operator.inputs[i]] for i in (0, 2))
+        values = flatbuffer.constant_floats(graph, constant)
+        name = flatbuffer.tensor_name(padded)
+        if values is not None and values.size == 1 and values[0] < -_INFINITY and name in ranges:
+            finite = np.full(values.shape, ranges[name][0], np.float32)
+            index = flatbuffer.add_constant(graph, finite, constant)
+            operator.inputs = [operator.inputs[0], operator.inputs[1], index]
+    return flatbuffer.pack(graph)
 
 
 def _computed_floats(data: bytes) -> dict[str, int]:
