@@ -41,7 +41,7 @@ MANIFEST = "manifest.json"
 #: Full-integer files are exact; float kernels differ in the last bits between CPUs.
 GOLDEN_FLOAT_TOLERANCE = 1e-5
 
-Role = Literal["model", "labels", "golden inputs", "golden outputs", "runner", "readme"]
+Role = Literal["model", "labels", "golden inputs", "golden outputs", "runner", "page"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,6 +153,7 @@ class Manifest:
 
     @property
     def model_file(self) -> BundleFile:
+        """The file that ships."""
         return next(file for file in self.files if file.role == "model")
 
 

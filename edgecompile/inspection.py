@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgecompile import bundle, graph, tflite_file
+from edgecompile import bundle, graph, report, tflite_file
 from edgecompile import model as models
 from edgecompile.errors import InputError
 from edgecompile.types import OperatorCost, TensorSpec
@@ -64,3 +65,19 @@ def _onnx(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> OnnxReport
             operators=graph.operators(model.path),
             notes=model.notes,
         )
+
+
+def onnx_rows(found: OnnxReport) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
+    """Totals and one row an operator type: nodes in the graph, fused operators, multiply-accumulates."""
+    summary = found.summary
+    facts = [
+        ("on disk", report.size(found.size_bytes)),
+        ("parameters", report.count(summary.parameters)),
+        ("MACs", report.count(summary.macs)),
+        (f"nodes, which runtimes fuse to {summary.fused_operators}, opset {summary.opset}", str(summary.nodes)),
+    ]
+    macs: Counter[str] = Counter()
+    for cost in found.operators:
+        macs[cost.op_type] += cost.macs
+    rows = [(name, str(count), report.count(macs[name]) if macs[name] else "-") for name, count in summary.histogram]
+    return facts, [tuple(row) for row in rows]

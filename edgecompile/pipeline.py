@@ -27,6 +27,7 @@ from edgecompile import (
     execute,
     graph,
     lower,
+    page,
     parity,
     profiles,
     search,
@@ -606,7 +607,8 @@ def _write_bundle(
             versions=_versions(),
             files=writer.files,
         )
-        result = writer.finish(manifest)
+        writer.add_bytes("page", page.render(manifest).encode(), "report.html")
+        result = writer.finish(replace(manifest, files=writer.files))
     return BuildResult(bundle=result, exit_code=verdict.exit_code)
 
 

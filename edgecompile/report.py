@@ -25,7 +25,7 @@ from rich.text import Text
 
 from edgecompile.bundle import Manifest, TriedCandidate
 from edgecompile.store import WorkFolder
-from edgecompile.types import Accuracy, Measurement, Ratio
+from edgecompile.types import Accuracy, Measurement, Ratio, TensorSpec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -285,3 +285,23 @@ def bench(
     for runtime in dict.fromkeys(f"{m.runtime} {m.runtime_version}, {m.threads} thread(s)" for m in measurements):
         lines.append(Text(f"measured on {first.device}: {runtime}", style="dim"))
     return lines
+
+
+def inspection(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    tensors: Sequence[tuple[str, TensorSpec]],
+    operators: Sequence[tuple[str, ...]],
+    operator_heads: tuple[str, ...],
+) -> list[RenderableType]:
+    """What is in a model file: totals, inputs and outputs, operators."""
+    made = table("", "name", "shape", "type", "quantization")
+    for kind, spec in tensors:
+        q = spec.quantization
+        scale = f"{q.scale[0]:.5g}, zero point {q.zero_point[0]}" if q is not None and q.scale else "-"
+        made.add_row(kind, spec.name, " x ".join(map(str, spec.shape)) or "scalar", spec.dtype, scale)
+    counts = table(*operator_heads, right=tuple(h for h in operator_heads if h != operator_heads[0]))
+    for row in operators:
+        counts.add_row(*row)
+    words = ", ".join(f"{value} {name}" for name, value in facts)
+    return [Text(title, style="bold"), Text(words), "", made, "", counts]

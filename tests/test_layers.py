@@ -14,6 +14,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"pipeline", "measuring", "inspection"},
+    {"page"},
     {"report"},
     {"search", "bundle", "config"},
     {"techniques", "lower", "parity", "estimate", "bench", "evaluate"},
