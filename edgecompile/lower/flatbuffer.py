@@ -18,6 +18,8 @@ _IDENTIFIER = b"TFL3"
 _BUFFER_ALIGNMENT = 16
 
 FLOAT32, FLOAT16, INT32, INT8 = 0, 1, 2, 9
+#: Versions of operators that are added here, where 1 does not do: DEQUANTIZE (6) of float16, QUANTIZE (114) of int8.
+_VERSIONS = {6: 3, 114: 2}
 #: TFLite's ``TensorType`` numbers and NumPy's names for them.
 _DTYPES = {
     0: "float32",
@@ -102,8 +104,13 @@ def constant_floats(model: Any, tensor: Any) -> npt.NDArray[np.float32] | None:
     return np.frombuffer(bytes(model.buffers[tensor.buffer].data), dtype="<f4")
 
 
-def add_constant(model: Any, values: npt.NDArray[np.generic], like: Any) -> int:
-    """Add a constant with the shape and type of the tensor ``like`` to the main graph; returns its index."""
+def add_constant(
+    model: Any, values: npt.NDArray[np.generic], like: Any, *, suffix: str = "_constant", dtype: int | None = None
+) -> int:
+    """Add a constant with the shape of the tensor ``like``, and its type unless told, to the main graph.
+
+    Returns the tensor's index; its name is that of ``like`` with ``suffix``, made unique.
+    """
     import copy
 
     import numpy as np
@@ -114,10 +121,51 @@ def add_constant(model: Any, values: npt.NDArray[np.generic], like: Any) -> int:
     model.buffers.append(buffer)
     tensor = copy.copy(like)
     tensor.buffer = len(model.buffers) - 1
+    tensor.type = like.type if dtype is None else dtype
+    return add_tensor(model, tensor, tensor_name(like) + suffix)
+
+
+def add_tensor(model: Any, tensor: Any, name: str) -> int:
+    """Add a tensor to the main graph under ``name``, made unique; returns its index."""
     tensors = model.subgraphs[0].tensors
-    tensor.name = (like.name or b"constant") + f"#{len(tensors)}".encode()
+    taken = {existing.name for existing in tensors}
+    tensor.name = name.encode() if name.encode() not in taken else f"{name}#{len(tensors)}".encode()
     tensors.append(tensor)
     return len(tensors) - 1
+
+
+def make_operator(model: Any, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
+    """A builtin operator without options that reads and makes these tensors; it is in no graph yet."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    operator = schema.OperatorT()
+    operator.opcodeIndex = _operator_code(model, int(getattr(schema.BuiltinOperator, name)))
+    operator.inputs = list(inputs)
+    operator.outputs = list(outputs)
+    return operator
+
+
+def _operator_code(model: Any, builtin: int) -> int:
+    from ai_edge_litert import schema_py_generated as schema
+
+    for index, code in enumerate(model.operatorCodes):
+        if max(code.builtinCode, code.deprecatedBuiltinCode) == builtin and not code.customCode:
+            return index
+    code = schema.OperatorCodeT()
+    code.builtinCode = builtin
+    code.deprecatedBuiltinCode = min(builtin, 127)  # what readers before 2020 look at; 127 sends them to the new field
+    code.version = _VERSIONS.get(builtin, 1)
+    model.operatorCodes.append(code)
+    return len(model.operatorCodes) - 1
+
+
+def drop_unused_buffers(model: Any) -> None:
+    """Empty the buffers that no tensor reads any more; their numbers stay."""
+    used = {tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors}
+    used |= {entry.buffer for entry in model.metadata or []}
+    for index, buffer in enumerate(model.buffers):
+        if index not in used:
+            buffer.data = None
 
 
 def tensor_spec(tensor: Any, name: str) -> TensorSpec:

@@ -1,8 +1,8 @@
-"""FP16 and full-integer INT8 files, made from a float ``.tflite`` file with ai-edge-quantizer.
+"""FP16 and full-integer INT8 files, made from a float ``.tflite`` file.
 
-FP16 keeps float arithmetic and stores weights as float16. INT8 is static: per-channel symmetric int8 weights and
-per-tensor asymmetric int8 activations with ranges from calibration samples (Jacob et al. 2018,
-https://arxiv.org/abs/1712.05877). INT8 runs the float file on the samples, so it happens in a child process.
+FP16 keeps float arithmetic and stores weights as float16. INT8 is ai-edge-quantizer's static scheme: per-channel
+symmetric int8 weights and per-tensor asymmetric int8 activations with ranges from calibration samples (Jacob et al.
+2018, https://arxiv.org/abs/1712.05877). It runs the float file on the samples, so it happens in a child process.
 """
 
 from __future__ import annotations
@@ -30,23 +30,46 @@ Ranges: TypeAlias = dict[str, tuple[float, float]]
 _EVERY_OPERATOR = "^.*$"
 #: Beyond this a value stands for infinity: exporters and converters write the largest finite float.
 _INFINITY = 1e30
+_LARGEST_FLOAT16 = 65504.0
+#: Below this many elements a conversion costs more bytes than it saves.
+_SMALLEST_FLOAT16_WEIGHT = 64
 _CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE"})
 
 
 def float16(data: bytes) -> bytes:
-    """The file with its weights stored as float16; inputs, outputs and arithmetic stay float32."""
-    from ai_edge_quantizer import qtyping, quantizer, recipe_manager
+    """The file with its weights stored as float16; inputs, outputs and arithmetic stay float32.
 
-    recipe = recipe_manager.RecipeManager()
-    recipe.add_weight_only_config(
-        regex=_EVERY_OPERATOR,
-        operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
-        num_bits=16,
-        algorithm_key=quantizer.AlgorithmName.FLOAT_CASTING,
-    )
-    with _mapped_errors("to float16"):
-        tool = quantizer.Quantizer(bytearray(data), recipe.get_quantization_recipe())
-        return _repacked(bytes(tool.quantize().quantized_model))
+    Before: ``CONV_2D(x, w: float32)``. After: ``CONV_2D(x, DEQUANTIZE(w: float16))``, which runtimes evaluate once,
+    when the file is loaded. Small constants, and those beyond float16's range, stay as they are.
+    """
+    graph = flatbuffer.unpack(data)
+    subgraph = graph.subgraphs[0]
+    chosen = _float16_weights(graph)
+    conversions = []
+    for index, values in chosen.items():
+        tensor = subgraph.tensors[index]
+        half = flatbuffer.add_constant(graph, values, tensor, suffix="_float16", dtype=flatbuffer.FLOAT16)
+        tensor.buffer = 0  # by TFLite's convention the empty buffer: the tensor is computed now
+        conversions.append(flatbuffer.make_operator(graph, "DEQUANTIZE", [half], [index]))
+    subgraph.operators = [*conversions, *subgraph.operators]
+    flatbuffer.drop_unused_buffers(graph)
+    return flatbuffer.pack(graph)
+
+
+def _float16_weights(graph: Any) -> dict[int, npt.NDArray[np.float16]]:
+    """The constants of the main graph worth storing as float16, by tensor index."""
+    import numpy as np
+
+    tensors = graph.subgraphs[0].tensors
+    used = sorted({int(i) for operator in graph.subgraphs[0].operators for i in operator.inputs if i >= 0})
+    chosen = {}
+    for index in used:
+        values = flatbuffer.constant_floats(graph, tensors[index])
+        if values is None or values.size < _SMALLEST_FLOAT16_WEIGHT:
+            continue
+        if float(np.abs(values).max()) <= _LARGEST_FLOAT16:
+            chosen[index] = values.astype(np.float16)
+    return chosen
 
 
 def int8(

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 TIMEOUT_S = 900.0
-#: onnx2tf compares layouts on the first of these; output layouts are established on all of them.
-_SAMPLES = 3
+#: onnx2tf compares layouts on the first of these; output layouts are established on all of them and on noise.
+_SAMPLES = 2
 _CHANNELS_LAST = {3: (0, 2, 1), 4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}
 #: Where onnx2tf looks for images before it downloads some; the name is its own.
 _LOCAL_IMAGES = "calibration_image_sample_data_20x128x128x3_float32.npy"
