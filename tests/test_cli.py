@@ -416,7 +416,7 @@ def test_an_unknown_operator_is_exit_5(project: Project, tmp_path: Path) -> None
 def test_data_of_another_shape(project: Project, tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", image=np.zeros((10, 3, 8, 8), np.float32))
     done = refused(
-        2, "(3, 8, 8)", "build", project.model, *build_arguments(project, tmp_path / "o", data=tmp_path / "d.npz")
+        2, "(10, 3, 8, 8)", "build", project.model, *build_arguments(project, tmp_path / "o", data=tmp_path / "d.npz")
     )
     assert "16" in done.err
 
