@@ -159,6 +159,47 @@ def _operator_code(model: Any, builtin: int) -> int:
     return len(model.operatorCodes) - 1
 
 
+def require_version(model: Any, operator: Any, version: int) -> None:
+    """Raise the version that the file states for an operator's type to ``version``, if it is lower."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    code.version = max(int(code.version), version)
+
+
+def quantization(scale: float, zero_point: int) -> Any:
+    """Per-tensor affine quantization, as the schema holds it."""
+    import numpy as np
+    from ai_edge_litert import schema_py_generated as schema
+
+    parameters = schema.QuantizationParametersT()
+    parameters.scale = np.array([scale], np.float32)
+    parameters.zeroPoint = np.array([zero_point], np.int64)
+    return parameters
+
+
+def drop_unused_tensors(model: Any) -> None:
+    """Remove the tensors of the main graph that nothing reads or makes, and renumber the rest."""
+    subgraph = model.subgraphs[0]
+    lists = [subgraph.inputs, subgraph.outputs]
+    for operator in subgraph.operators:
+        lists += [operator.inputs, operator.outputs]
+        lists += [operator.intermediates] if operator.intermediates is not None else []
+    used = sorted({int(index) for listed in lists for index in listed if index >= 0})
+    renumbered = {old: new for new, old in enumerate(used)} | {-1: -1}
+
+    def moved(listed: Any) -> list[int]:
+        return [renumbered[int(index)] for index in listed]
+
+    subgraph.tensors = [subgraph.tensors[index] for index in used]
+    subgraph.inputs, subgraph.outputs = moved(subgraph.inputs), moved(subgraph.outputs)
+    for operator in subgraph.operators:
+        operator.inputs, operator.outputs = moved(operator.inputs), moved(operator.outputs)
+        if operator.intermediates is not None:
+            operator.intermediates = moved(operator.intermediates)
+    for signature in model.signatureDefs or []:
+        for entry in [*signature.inputs, *signature.outputs]:
+            entry.tensorIndex = renumbered[int(entry.tensorIndex)]
+
+
 def drop_unused_buffers(model: Any) -> None:
     """Empty the buffers that no tensor reads any more; their numbers stay."""
     used = {tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors}

@@ -1,0 +1,305 @@
+"""Quantizes what ai-edge-quantizer leaves in float inside an INT8 file.
+
+Before: ``CONV_2D -> DEQUANTIZE -> LEAKY_RELU -> QUANTIZE -> ADD``. After: ``CONV_2D -> LEAKY_RELU -> ADD``, all int8.
+
+An operator of `RULES` becomes an int8 one when every tensor that it computes on can be had in int8. What moves values
+without changing them (a nearest-neighbour resize) keeps its input's scale exactly; what computes gets a scale from the
+calibration ranges. An operator that TFLite has no int8 kernel for stays in float, and is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgecompile.lower import flatbuffer
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+#: The smallest and largest value of each float tensor over the calibration samples, by the tensor's name.
+Ranges = Mapping[str, tuple[float, float]]
+
+_LOW, _HIGH = -128, 127
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """How an operator becomes int8.
+
+    ``data`` are the inputs that hold data (others are axes, shapes, ...). ``output`` says where the output's scale
+    comes from: ``input`` (values only move), ``common`` (values are compared, so all inputs take the output's scale),
+    ``range`` (calibration), ``fixed`` (what the kernel demands), ``none`` (the output is no quantity). ``version`` is
+    the first version of the operator with an int8 kernel.
+    """
+
+    output: Literal["input", "common", "range", "fixed", "none"]
+    version: int
+    data: tuple[int, ...] = (0,)
+    fixed: tuple[float, int] | None = None
+
+
+RULES: dict[str, Rule] = {
+    "ABS": Rule(output="range", version=2),
+    "ARG_MAX": Rule(output="none", version=2),
+    "ARG_MIN": Rule(output="none", version=2),
+    "BATCH_TO_SPACE_ND": Rule(output="input", version=2),
+    "DEPTH_TO_SPACE": Rule(output="input", version=1),
+    "ELU": Rule(output="range", version=1),
+    "EXP": Rule(output="range", version=2),
+    "EXPAND_DIMS": Rule(output="input", version=1),
+    "GREATER": Rule(output="none", version=2, data=(0, 1)),
+    "GREATER_EQUAL": Rule(output="none", version=2, data=(0, 1)),
+    "L2_NORMALIZATION": Rule(output="fixed", version=2, fixed=(1 / 128, 0)),
+    "LEAKY_RELU": Rule(output="range", version=2),
+    "LESS": Rule(output="none", version=2, data=(0, 1)),
+    "LESS_EQUAL": Rule(output="none", version=2, data=(0, 1)),
+    "LOG": Rule(output="range", version=2),
+    "LOG_SOFTMAX": Rule(output="fixed", version=2, fixed=(16 / 256, 127)),
+    "MAXIMUM": Rule(output="common", version=2, data=(0, 1)),
+    "MINIMUM": Rule(output="common", version=2, data=(0, 1)),
+    "PRELU": Rule(output="range", version=1, data=(0, 1)),
+    "REDUCE_MAX": Rule(output="input", version=2),
+    "RELU6": Rule(output="range", version=2),
+    "RELU_N1_TO_1": Rule(output="range", version=1),
+    "RESIZE_NEAREST_NEIGHBOR": Rule(output="input", version=2),
+    "REVERSE_V2": Rule(output="input", version=3),
+    "SPACE_TO_BATCH_ND": Rule(output="input", version=2),
+    "SPLIT_V": Rule(output="input", version=2),
+    "SQUEEZE": Rule(output="input", version=1),
+    "TILE": Rule(output="input", version=2),
+    "TOPK_V2": Rule(output="input", version=2),
+}
+
+#: What ai-edge-quantizer itself gives the scale of its (first) input, so that ranges can be carried along.
+_CARRIED = frozenset(
+    {
+        "AVERAGE_POOL_2D",
+        "BROADCAST_TO",
+        "GATHER",
+        "GATHER_ND",
+        "MAX_POOL_2D",
+        "MIRROR_PAD",
+        "PAD",
+        "REDUCE_MIN",
+        "RESHAPE",
+        "RESIZE_BILINEAR",
+        "SLICE",
+        "SPACE_TO_DEPTH",
+        "STRIDED_SLICE",
+        "TRANSPOSE",
+        "UNPACK",
+    }
+)
+#: The ranges that the fixed scales of these kernels stand for.
+_FIXED = {"LOGISTIC": (0.0, 255 / 256), "SOFTMAX": (0.0, 255 / 256), "TANH": (-1.0, 127 / 128)}
+
+
+def carry_ranges(data: bytes, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """The ranges with those of tensors whose values only moved replaced by the range of where they came from.
+
+    Then both get the same scale, and no conversion is needed between them. ``data`` is the float file.
+    """
+    carried = dict(ranges)
+    graph = flatbuffer.unpack(data)
+    subgraph = graph.subgraphs[0]
+    for operator in subgraph.operators:
+        name = flatbuffer.operator_name(graph, operator)
+        rule = RULES.get(name)
+        outputs = [flatbuffer.tensor_name(subgraph.tensors[i]) for i in operator.outputs]
+        if name in _FIXED:
+            carried[outputs[0]] = _FIXED[name]
+        elif name in _CARRIED or name == "SPLIT" or (rule is not None and rule.output == "input"):
+            source = flatbuffer.tensor_name(subgraph.tensors[operator.inputs[1 if name == "SPLIT" else 0]])
+            carried.update({output: carried[source] for output in outputs if source in carried and output in carried})
+    return carried
+
+
+def quantize(data: bytes, ranges: Ranges) -> bytes:
+    """The INT8 file with every float operator that `RULES` covers computing in int8."""
+    graph = flatbuffer.unpack(data)
+    if len(graph.subgraphs) == 1:
+        _Pass(graph, ranges).run()
+    return flatbuffer.pack(graph)
+
+
+class _Pass:
+    """One pass over the operators in order; ``int8_of`` maps a float tensor to the int8 tensor with its values."""
+
+    def __init__(self, graph: Any, ranges: Ranges) -> None:
+        self.graph = graph
+        self.ranges = ranges
+        self.subgraph = graph.subgraphs[0]
+        self.tensors = self.subgraph.tensors
+        self.int8_of: dict[int, int] = {}
+        self.operators: list[Any] = []
+
+    def run(self) -> None:
+        consumers = _consumers(self.subgraph)
+        for operator in self.subgraph.operators:
+            name = flatbuffer.operator_name(self.graph, operator)
+            if name == "DEQUANTIZE" and self.tensors[operator.inputs[0]].type == flatbuffer.INT8:
+                self.int8_of[int(operator.outputs[0])] = int(operator.inputs[0])
+            rule = RULES.get(name)
+            if rule is None or not self._is_float(operator, rule) or not self._convert(operator, rule, consumers):
+                self.operators.append(operator)
+        self.subgraph.operators = self.operators
+        _join_requantized(self.graph)
+        _drop_unread(self.graph)
+
+    def _is_float(self, operator: Any, rule: Rule) -> bool:
+        return all(self.tensors[operator.inputs[i]].type == flatbuffer.FLOAT32 for i in rule.data)
+
+    def _convert(self, operator: Any, rule: Rule, consumers: Mapping[int, list[Any]]) -> bool:
+        """Append the int8 form of an operator; false, and nothing changed, where it cannot be had."""
+        outputs = [int(i) for i in operator.outputs if self.tensors[i].type == flatbuffer.FLOAT32]
+        target = self._target(operator, rule, outputs, consumers)
+        if target is None:
+            return False
+        inputs = [int(i) for i in operator.inputs]
+        for position in rule.data:
+            wanted = target if rule.output == "common" else None
+            source = self._as_int8(inputs[position], wanted)
+            if source is None:
+                return False
+            inputs[position] = source
+        if rule.output == "input":
+            target = self.tensors[inputs[0]].quantization
+        operator.inputs = inputs
+        results = [int(i) for i in operator.outputs]
+        made = {index: self._int8_tensor(index, target) for index in outputs}
+        operator.outputs = [made.get(index, index) for index in results]
+        flatbuffer.require_version(self.graph, operator, rule.version)
+        self.operators.append(operator)
+        for index, quantized in made.items():
+            # Read by what stays in float, if by anything; dropped again if not.
+            self.int8_of[index] = quantized
+            self.operators.append(flatbuffer.make_operator(self.graph, "DEQUANTIZE", [quantized], [index]))
+        return True
+
+    def _target(self, operator: Any, rule: Rule, outputs: list[int], consumers: Mapping[int, list[Any]]) -> Any:
+        """The output's quantization; for ``input`` and ``none`` any that is not ``None``. ``None`` where unknown."""
+        if rule.output in ("input", "none"):
+            return flatbuffer.quantization(1.0, 0)
+        if rule.fixed is not None:
+            return flatbuffer.quantization(*rule.fixed)
+        for consumer in consumers.get(outputs[0], []):
+            if flatbuffer.operator_name(self.graph, consumer) == "QUANTIZE":
+                return self.tensors[consumer.outputs[0]].quantization
+        return self._from_range(outputs[0])
+
+    def _from_range(self, index: int) -> Any:
+        found = self.ranges.get(flatbuffer.tensor_name(self.tensors[index]))
+        return None if found is None else flatbuffer.quantization(*affine(*found))
+
+    def _as_int8(self, index: int, wanted: Any) -> int | None:
+        """The int8 tensor with a float tensor's values, on the scale ``wanted`` if one is."""
+        values = flatbuffer.constant_floats(self.graph, self.tensors[index])
+        if values is not None:
+            return self._constant(index, values, wanted)
+        source = self.int8_of.get(index)
+        if source is None:
+            parameters = wanted or self._from_range(index)
+            if parameters is None:
+                return None
+            return self._converted(index, index, parameters)
+        if wanted is None or _same_scale(self.tensors[source].quantization, wanted):
+            return source
+        return self._converted(source, index, wanted)
+
+    def _converted(self, source: int, like: int, parameters: Any) -> int:
+        target = self._int8_tensor(like, parameters)
+        self.operators.append(flatbuffer.make_operator(self.graph, "QUANTIZE", [source], [target]))
+        return target
+
+    def _constant(self, index: int, values: npt.NDArray[np.float32], wanted: Any) -> int:
+        import numpy as np
+
+        parameters = wanted or flatbuffer.quantization(*affine(float(values.min()), float(values.max())))
+        scale, zero = float(parameters.scale[0]), int(parameters.zeroPoint[0])
+        rounded = np.clip(np.round(values / scale) + zero, _LOW, _HIGH).astype(np.int8)
+        made = flatbuffer.add_constant(self.graph, rounded, self.tensors[index], suffix="_int8", dtype=flatbuffer.INT8)
+        self.tensors[made].quantization = parameters
+        return made
+
+    def _int8_tensor(self, like: int, parameters: Any) -> int:
+        import copy
+
+        tensor = copy.copy(self.tensors[like])
+        tensor.type = flatbuffer.INT8
+        tensor.quantization = parameters
+        tensor.buffer = 0
+        return flatbuffer.add_tensor(self.graph, tensor, flatbuffer.tensor_name(tensor) + "_int8")
+
+
+def affine(low: float, high: float) -> tuple[float, int]:
+    """Scale and zero point of asymmetric int8 over a range, which is widened to hold zero exactly."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    scale = max((high - low) / (_HIGH - _LOW), 1e-9)
+    return scale, max(_LOW, min(_HIGH, round(_LOW - low / scale)))
+
+
+def _same_scale(a: Any, b: Any) -> bool:
+    import numpy as np
+
+    return bool(
+        np.array_equal(np.asarray(a.scale, np.float32), np.asarray(b.scale, np.float32))
+        and np.array_equal(np.asarray(a.zeroPoint), np.asarray(b.zeroPoint))
+    )
+
+
+def _consumers(subgraph: Any) -> dict[int, list[Any]]:
+    found: dict[int, list[Any]] = {}
+    for operator in subgraph.operators:
+        for index in operator.inputs:
+            found.setdefault(int(index), []).append(operator)
+    return found
+
+
+def _join_requantized(graph: Any) -> None:
+    """Read through ``int8 -> DEQUANTIZE -> QUANTIZE -> int8``, and through conversions between equal scales.
+
+    Before: ``a -> DEQUANTIZE -> f -> QUANTIZE -> b``. After: ``a -> QUANTIZE -> b``, or ``a`` in the place of ``b``.
+    """
+    subgraph = graph.subgraphs[0]
+    tensors = subgraph.tensors
+    dequantized: dict[int, int] = {}
+    replaced: dict[int, int] = {}
+    kept = []
+    results = {int(i) for i in subgraph.outputs}
+    for operator in subgraph.operators:
+        operator.inputs = [replaced.get(int(i), int(i)) for i in operator.inputs]
+        name = flatbuffer.operator_name(graph, operator)
+        if name == "DEQUANTIZE" and tensors[operator.inputs[0]].type == flatbuffer.INT8:
+            dequantized[int(operator.outputs[0])] = operator.inputs[0]
+        if name == "QUANTIZE":
+            source, target = dequantized.get(operator.inputs[0], operator.inputs[0]), int(operator.outputs[0])
+            operator.inputs = [source]
+            quantized = tensors[source].type == flatbuffer.INT8
+            if (
+                quantized
+                and target not in results
+                and _same_scale(tensors[source].quantization, tensors[target].quantization)
+            ):
+                replaced[target] = source
+                continue
+        kept.append(operator)
+    subgraph.operators = kept
+
+
+def _drop_unread(graph: Any) -> None:
+    """Drop conversions whose result nothing reads, then compact the tensors that are left."""
+    subgraph = graph.subgraphs[0]
+    needed = {int(i) for i in subgraph.outputs}
+    kept = []
+    for operator in reversed(subgraph.operators):
+        conversion = flatbuffer.operator_name(graph, operator) in ("QUANTIZE", "DEQUANTIZE")
+        if conversion and int(operator.outputs[0]) not in needed:
+            continue
+        needed.update(int(i) for i in operator.inputs)
+        kept.append(operator)
+    subgraph.operators = kept[::-1]
+    flatbuffer.drop_unused_tensors(graph)
+    flatbuffer.drop_unused_buffers(graph)
