@@ -1,0 +1,102 @@
+"""Our own compiler core: ONNX -> a typed IR with explicit layouts -> a TFLite flatbuffer, without TensorFlow.
+
+It lowers a construct exactly or refuses it by name; it never writes a file that computes something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from edgecompile.errors import UnsupportedModelError
+from edgecompile.lower.direct import write
+from edgecompile.lower.direct.emit import Emitter
+from edgecompile.lower.direct.infer import verify
+from edgecompile.lower.direct.ir import Graph, Layout, identity
+from edgecompile.lower.direct.ops import HANDLERS
+from edgecompile.lower.direct.passes.place import place
+from edgecompile.lower.direct.read import Reader, Refusal
+from edgecompile.types import Port, TensorSpec
+
+if TYPE_CHECKING:
+    import onnx
+
+_LISTED = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectResult:
+    """A float ``.tflite`` file and how its inputs and outputs relate to the model's.
+
+    ``operators`` and ``transposes`` count what is in the file; ``notes`` are things the user should read.
+    """
+
+    data: bytes
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    operators: int
+    transposes: int
+    notes: tuple[str, ...] = ()
+
+
+def check(model: onnx.ModelProto) -> tuple[Refusal, ...]:
+    """What of a model is not lowered, with reasons; empty when all of it is. Nothing is written."""
+    reader = Reader(model, HANDLERS)
+    reader.run()
+    return tuple(reader.refusals)
+
+
+def lower(model: onnx.ModelProto, *, input_layout: Literal["nhwc", "nchw"] = "nhwc") -> DirectResult:
+    """Lower a model with static shapes to a float ``.tflite`` file; the same model gives the same bytes.
+
+    With ``input_layout="nhwc"``, inputs of rank 4 are taken channels-last, and outputs of rank 4 may be: each port's
+    ``permutation`` says so. Raises `UnsupportedModelError` with every construct that is not lowered exactly.
+    """
+    reader = Reader(model, HANDLERS)
+    graph = reader.run()
+    if reader.refusals:
+        raise _unsupported(reader.refusals)
+    graph.sweep()
+    verify(graph)
+    place(graph, channels_last=input_layout == "nhwc")
+    graph.sort()
+    graph.sweep()
+    verify(graph)
+    emitter = Emitter(graph)
+    file = emitter.run()
+    return DirectResult(
+        data=write.pack(file),
+        inputs=_ports(graph, ((name, name, index) for name, index in file.inputs), file),
+        outputs=_ports(
+            graph,
+            ((name, value, index) for (name, value), (_, index) in zip(graph.outputs, file.outputs, strict=True)),
+            file,
+        ),
+        operators=len(file.operators),
+        transposes=sum(op.builtin == "TRANSPOSE" for op in file.operators),
+    )
+
+
+def _ports(graph: Graph, entries: Iterable[tuple[str, str, int]], file: write.File) -> tuple[Port, ...]:
+    ports = []
+    for model_name, value_name, index in entries:
+        value, tensor = graph.values[value_name], file.tensors[index]
+        layout: Layout | None = None if value.layout == identity(value.rank) else value.layout
+        spec = TensorSpec(name=tensor.name, shape=tensor.shape, dtype=tensor.dtype)
+        ports.append(Port(spec=spec, model_name=model_name, permutation=layout))
+    return tuple(ports)
+
+
+def _unsupported(refusals: Iterable[Refusal]) -> UnsupportedModelError:
+    listed = list(refusals)
+    lines = [f"{r.op_type} {r.name!r}: {r.reason}" if r.name else f"{r.op_type}: {r.reason}" for r in listed]
+    more = f"\n  and {len(lines) - _LISTED} more" if len(lines) > _LISTED else ""
+    return UnsupportedModelError(
+        "the direct lowering does not take this model:\n  " + "\n  ".join(lines[:_LISTED]) + more,
+        remedy="replace these operators in the model, or export it with other settings",
+        operators=tuple((r.op_type, r.name) for r in listed),
+    )
+
+
+__all__ = ["DirectResult", "Refusal", "check", "lower"]
