@@ -1,7 +1,7 @@
 """Which plans to try, and which candidate ships.
 
 The rule of choice: of the candidates that keep every limit, the one with the least accuracy loss on the validation
-part wins; ties go to the faster. A gain over the original counts as no loss, since it is noise of the samples.
+part wins; ties go to the faster, then to the smaller. A gain over the original counts as no loss, since it is noise of the samples.
 """
 
 from __future__ import annotations
@@ -119,6 +119,10 @@ def _latency_ms(candidate: Candidate) -> float:
     return candidate.measurement.value_ms if candidate.measurement is not None else float("inf")
 
 
+def _size_bytes(candidate: Candidate) -> int:
+    return candidate.artifact.size_bytes if candidate.artifact is not None else 0
+
+
 def choose(candidates: Sequence[Candidate], budget: Budget) -> Choice:
     """The candidate that ships. At least one must not have failed (``ValueError`` otherwise).
 
@@ -140,7 +144,7 @@ def choose(candidates: Sequence[Candidate], budget: Budget) -> Choice:
             text=f"{best.plan.label} comes nearest: " + "; ".join(violations(best, budget)),
             help=_what_would_help(usable, best, budget),
         )
-    best = min(keeping, key=lambda c: (loss(c.accuracy), _latency_ms(c)))
+    best = min(keeping, key=lambda c: (loss(c.accuracy), _latency_ms(c), _size_bytes(c)))
     assert best.measurement is not None
     status: Literal["met", "predicted"] = "predicted" if best.measurement.provenance == "estimated" else "met"
     return Choice(candidate=best, status=status, verdicts=verdicts, text=_chosen_words(best, budget, status))

@@ -76,6 +76,8 @@ def test_ties_go_to_the_faster_and_a_gain_is_no_gain() -> None:
     a, b = candidate("fp32", 5, drop=0.0), candidate("int8", 4, drop=0.0)
     assert search.choose([a, b], Budget(latency_ms=10)).candidate is b
     c = candidate("fp16", 8, drop=-0.5)
+    small = candidate("fp16", 4, drop=0.0, size=500)
+    assert search.choose([b, small], Budget(latency_ms=10)).candidate is small
     assert search.choose([c, b], Budget(latency_ms=10)).candidate is b
 
 
