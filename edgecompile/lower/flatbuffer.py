@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgecompile.errors import UnsupportedModelError
 from edgecompile.types import Port, Quantization, TensorSpec
@@ -275,6 +275,28 @@ def signature_indices(model: Any) -> tuple[dict[str, int], dict[str, int]]:
         {entry.name.decode(): int(entry.tensorIndex) for entry in signature.inputs},
         {entry.name.decode(): int(entry.tensorIndex) for entry in signature.outputs},
     )
+
+
+def replace_outputs(model: Any, replaced: Mapping[int, int]) -> None:
+    """Let other tensors be outputs of the main graph in the place, and under the names, of those replaced."""
+    subgraph = model.subgraphs[0]
+    for old, new in replaced.items():
+        if old in {int(i) for i in subgraph.outputs}:
+            tensors = subgraph.tensors
+            tensors[old].name, tensors[new].name = tensors[new].name, tensors[old].name
+    subgraph.outputs = [replaced.get(int(i), int(i)) for i in subgraph.outputs]
+    for signature in model.signatureDefs or []:
+        for entry in signature.outputs:
+            entry.tensorIndex = replaced.get(int(entry.tensorIndex), int(entry.tensorIndex))
+
+
+def interface_names(model: Any, side: Literal["inputs", "outputs"]) -> list[str]:
+    """The names of the inputs or outputs in the order of the main graph, as the one signature has them."""
+    (signature,) = model.signatureDefs
+    by_index: dict[int, list[str]] = {}
+    for entry in getattr(signature, side):
+        by_index.setdefault(int(entry.tensorIndex), []).append(entry.name.decode())
+    return [by_index[int(index)].pop(0) for index in getattr(model.subgraphs[0], side)]
 
 
 def ports(model: Any, like: Sequence[Port], indices: Sequence[int]) -> tuple[Port, ...]:

@@ -111,10 +111,32 @@ def carry_ranges(data: bytes, ranges: Ranges) -> dict[str, tuple[float, float]]:
         outputs = [flatbuffer.tensor_name(subgraph.tensors[i]) for i in operator.outputs]
         if name in _FIXED:
             carried[outputs[0]] = _FIXED[name]
-        elif name in _CARRIED or name == "SPLIT" or (rule is not None and rule.output == "input"):
-            source = flatbuffer.tensor_name(subgraph.tensors[operator.inputs[1 if name == "SPLIT" else 0]])
+        elif rule is not None and rule.fixed is not None:
+            scale, zero = rule.fixed
+            carried[outputs[0]] = ((_LOW - zero) * scale, (_HIGH - zero) * scale)
+        elif (place := _moved_input(graph, operator, rule)) is not None:
+            source = flatbuffer.tensor_name(subgraph.tensors[operator.inputs[place]])
             carried.update({output: carried[source] for output in outputs if source in carried and output in carried})
     return carried
+
+
+def _moved_input(graph: Any, operator: Any, rule: Rule | None) -> int | None:
+    """Which input an operator hands on unchanged, or compares with a constant only; ``None`` if it does neither."""
+    name = flatbuffer.operator_name(graph, operator)
+    if name == "SPLIT":
+        return 1
+    if name in _CARRIED or (rule is not None and rule.output == "input"):
+        return 0
+    return None if rule is None else _compared_input(graph, operator, rule)
+
+
+def _compared_input(graph: Any, operator: Any, rule: Rule) -> int | None:
+    """The only input of a comparison that is not a constant; the constant can then take that input's scale."""
+    if rule.output != "common":
+        return None
+    tensors = graph.subgraphs[0].tensors
+    variable = [i for i in rule.data if not flatbuffer.is_constant(graph, tensors[operator.inputs[i]])]
+    return variable[0] if len(variable) == 1 else None
 
 
 def quantize(data: bytes, ranges: Ranges) -> bytes:
@@ -159,14 +181,17 @@ class _Pass:
         if target is None:
             return False
         inputs = [int(i) for i in operator.inputs]
+        leading = 0 if rule.output == "input" else _compared_input(self.graph, operator, rule)
+        if leading is not None:
+            source = self._as_int8(inputs[leading], None)
+            if source is None:
+                return False
+            target = self.tensors[source].quantization
         for position in rule.data:
-            wanted = target if rule.output == "common" else None
-            source = self._as_int8(inputs[position], wanted)
+            source = self._as_int8(inputs[position], target if rule.output == "common" else None)
             if source is None:
                 return False
             inputs[position] = source
-        if rule.output == "input":
-            target = self.tensors[inputs[0]].quantization
         operator.inputs = inputs
         results = [int(i) for i in operator.outputs]
         made = {index: self._int8_tensor(index, target) for index in outputs}
@@ -242,10 +267,11 @@ def affine(low: float, high: float) -> tuple[float, int]:
 
 
 def _same_scale(a: Any, b: Any) -> bool:
+    """Whether two quantizations are the same but for the last bit of a float32 that two formulas round apart."""
     import numpy as np
 
     return bool(
-        np.array_equal(np.asarray(a.scale, np.float32), np.asarray(b.scale, np.float32))
+        np.allclose(np.asarray(a.scale), np.asarray(b.scale), rtol=1e-5, atol=0.0)
         and np.array_equal(np.asarray(a.zeroPoint), np.asarray(b.zeroPoint))
     )
 
@@ -268,7 +294,7 @@ def _join_requantized(graph: Any) -> None:
     dequantized: dict[int, int] = {}
     replaced: dict[int, int] = {}
     kept = []
-    results = {int(i) for i in subgraph.outputs}
+    ends = {int(i) for i in [*subgraph.inputs, *subgraph.outputs]}
     for operator in subgraph.operators:
         operator.inputs = [replaced.get(int(i), int(i)) for i in operator.inputs]
         name = flatbuffer.operator_name(graph, operator)
@@ -277,16 +303,21 @@ def _join_requantized(graph: Any) -> None:
         if name == "QUANTIZE":
             source, target = dequantized.get(operator.inputs[0], operator.inputs[0]), int(operator.outputs[0])
             operator.inputs = [source]
-            quantized = tensors[source].type == flatbuffer.INT8
-            if (
-                quantized
-                and target not in results
-                and _same_scale(tensors[source].quantization, tensors[target].quantization)
-            ):
+            if _may_replace(tensors, source, target, ends):
                 replaced[target] = source
+                if target in ends:
+                    ends.add(source)
                 continue
         kept.append(operator)
     subgraph.operators = kept
+    flatbuffer.replace_outputs(graph, replaced)
+
+
+def _may_replace(tensors: Any, source: int, target: int, ends: set[int]) -> bool:
+    """Whether ``source`` holds what ``target`` does, and no tensor would be both an input and an output, or two."""
+    if tensors[source].type != flatbuffer.INT8 or (source in ends and target in ends):
+        return False
+    return _same_scale(tensors[source].quantization, tensors[target].quantization)
 
 
 def _drop_unread(graph: Any) -> None:

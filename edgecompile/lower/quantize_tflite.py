@@ -122,8 +122,9 @@ def int8_in_child(argument: dict[str, Any]) -> dict[str, Any]:
                 data = with_finite_padding(data, observed)
                 ranges = islands.carry_ranges(data, observed)
                 tool = quantizer.Quantizer(bytearray(data), _static_recipe(argument["io_dtype"]))
-                result = tool.quantize(_as_statistics(data, ranges)).quantized_model
-                Path("int8.tflite").write_bytes(_repacked(islands.quantize(bytes(result), ranges)))
+                result = bytes(tool.quantize(_as_statistics(data, ranges)).quantized_model)
+                # Names first: the pass over the islands looks ranges up by them, and keeps them.
+                Path("int8.tflite").write_bytes(islands.quantize(_with_interface(result, data), ranges))
         except UnsupportedModelError as exc:
             return {"failure": exc.message}
     return {}
@@ -232,11 +233,14 @@ def _static_recipe(io_dtype: Literal["float32", "int8"]) -> Any:
         weight_num_bits=8,
         algorithm_key=quantizer.AlgorithmName.MIN_MAX_UNIFORM_QUANT,
     )
+    # Its MAXIMUM fails on a constant of lower rank; `islands` does that operator.
+    excluded = [qtyping.TFLOperationName.MAXIMUM]
     if io_dtype == "float32":
-        for place in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-            recipe.add_quantization_config(
-                regex=_EVERY_OPERATOR, operation_name=place, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
-            )
+        excluded += [qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT]
+    for operation in excluded:
+        recipe.add_quantization_config(
+            regex=_EVERY_OPERATOR, operation_name=operation, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
+        )
     return recipe.get_quantization_recipe()
 
 
@@ -263,16 +267,18 @@ def float_islands(data: bytes) -> int:
     )
 
 
-def _repacked(data: bytes) -> bytes:
-    """The quantizer's file with aligned buffers, and with inputs and outputs that carry their names again.
+def _with_interface(data: bytes, floating: bytes) -> bytes:
+    """The quantizer's file with the names and the order of inputs and outputs that the float file has.
 
-    The quantizer names the tensor behind a conversion at an output anew; only the signature keeps the name.
+    The quantizer keeps the order of the main graph's inputs and outputs, but renames tensors behind conversions, and
+    leaves a signature pointing at the float tensor before a QUANTIZE at an output.
     """
-    graph = flatbuffer.unpack(data)
-    by_input, by_output = flatbuffer.signature_indices(graph)
-    inputs = [(index, name) for name, index in by_input.items()]
-    outputs = [(index, name) for name, index in by_output.items()]
-    flatbuffer.set_interface(graph, inputs, outputs)
+    graph, before = flatbuffer.unpack(data), flatbuffer.unpack(floating)
+    flatbuffer.set_interface(
+        graph,
+        list(zip(graph.subgraphs[0].inputs, flatbuffer.interface_names(before, "inputs"), strict=True)),
+        list(zip(graph.subgraphs[0].outputs, flatbuffer.interface_names(before, "outputs"), strict=True)),
+    )
     return flatbuffer.pack(graph)
 
 
