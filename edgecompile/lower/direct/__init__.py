@@ -57,6 +57,7 @@ def lower(model: onnx.ModelProto, *, input_layout: Literal["nhwc", "nchw"] = "nh
     graph = reader.run()
     if reader.refusals:
         raise _unsupported(reader.refusals)
+    graph.sort()
     graph.sweep()
     verify(graph)
     place(graph, channels_last=input_layout == "nhwc")

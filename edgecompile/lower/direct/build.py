@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecompile.lower.direct import ir
+from edgecompile.lower.direct import collapse, ir, support
 from edgecompile.lower.direct.infer import broadcast, infer
 from edgecompile.lower.direct.ir import Array, Graph, IRError, Node, Op, Shape, Value, identity
 
@@ -123,6 +123,12 @@ class Builder:
             results = infer(op, inputs)
         except IRError as exc:
             raise RefusedError(str(exc)) from exc
+        limit = support.max_rank(op, inputs)
+        if limit is not None and max(v.rank for v in inputs) > limit:
+            return (self._on_fewer_axes(op, inputs, results[0][0], limit),)
+        reason = support.fault(op, inputs)
+        if reason is not None:
+            raise RefusedError(reason)
         values = []
         for shape, dtype in results:
             if prod(shape) == 0:
@@ -135,6 +141,17 @@ class Builder:
         self.made.update(names)
         self.graph.add(Node(op=op, inputs=tuple(v.name for v in inputs), outputs=names, origin=self.origin))
         return tuple(values)
+
+    def _on_fewer_axes(self, op: Op, inputs: Sequence[Value], shape: Shape, limit: int) -> Value:
+        """An operator of a higher rank than its kernel takes, between reshapes."""
+        if isinstance(op, ir.MatMul):
+            batch = prod(shape[:-2])
+            return self.reshape(self.add(op, *(self.reshape(v, (batch, *v.shape[-2:])) for v in inputs)), shape)
+        parts = collapse.groups(op, inputs)
+        if parts is None or len(parts) > limit:
+            raise RefusedError(f"TFLite's {type(op).__name__} takes rank {limit} at most, not {len(shape)}")
+        small = [self.reshape(v, collapse.merged(v.shape, parts)) if v.rank else v for v in inputs]
+        return self.reshape(self.add(collapse.merged_op(op, inputs, parts), *small), shape)
 
     def constant(self, data: Any, dtype: str) -> Value:
         """A new constant."""

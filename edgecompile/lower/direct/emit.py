@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from edgecompile.lower.direct import ir, layouts
+from edgecompile.lower.direct.build import RefusedError
 from edgecompile.lower.direct.ir import Array, Graph, Layout, Node, Op, Shape, Value, inverse
 from edgecompile.lower.direct.write import TENSOR_TYPES, File, Operator, Tensor
 
 _ACTIVATIONS = {"NONE": 0, "RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
+_TRANSPOSE_RANK = 6
 _PADDINGS = {"SAME": 0, "VALID": 1}
 
 
@@ -41,8 +44,7 @@ class Emitter:
         if index in taken or self.file.tensors[index].data is not None:
             shape = value.physical_shape
             new = self.intermediate(name, shape, value.dtype)
-            new_shape = np.array(shape, np.int32)
-            self.operator("RESHAPE", [index, self.helper(shape)], [new], "ReshapeOptions", newShape=new_shape)
+            self.reshape(index, new, shape)
             index = new
         elif self.file.tensors[index].name != name:
             self.file.tensors[index] = replace(self.file.tensors[index], name=self._free(name))
@@ -109,6 +111,10 @@ class Emitter:
                 outputs=tuple(outputs),
             )
         )
+
+    def reshape(self, x: int, y: int, shape: Shape) -> None:
+        """A RESHAPE between two tensors."""
+        self.operator("RESHAPE", [x, self.helper(shape)], [y], "ReshapeOptions", newShape=np.array(shape, np.int32))
 
     def simple(self, builtin: str, node: Node, options_name: str = "", *, version: int = 1, **options: Any) -> None:
         """An operator with the node's own operands and results."""
@@ -377,11 +383,7 @@ def _reshape(e: Emitter, op: ir.Reshape, node: Node, ins: list[Value], outs: lis
     if ins[0].physical_shape == outs[0].physical_shape:
         e.alias(node.outputs[0], node.inputs[0])
     else:
-        _emit_reshape(e, node, outs[0].physical_shape)
-
-
-def _emit_reshape(e: Emitter, node: Node, shape: Shape) -> None:
-    e.with_helpers("RESHAPE", node, [e.helper(shape)], "ReshapeOptions", newShape=np.array(shape, np.int32))
+        e.reshape(e.tensor(ins[0].name), e.tensor(outs[0].name), outs[0].physical_shape)
 
 
 def _transpose(e: Emitter, op: ir.Transpose, node: Node, ins: list[Value], outs: list[Value]) -> None:
@@ -396,10 +398,36 @@ def _relayout(e: Emitter, op: ir.Relayout, node: Node, ins: list[Value], outs: l
         if x.physical_shape == y.physical_shape:
             e.alias(y.name, x.name)
         else:
-            _emit_reshape(e, node, y.physical_shape)
+            e.reshape(e.tensor(x.name), e.tensor(y.name), y.physical_shape)
         return
     where = inverse(x.layout)
-    e.with_helpers("TRANSPOSE", node, [e.helper([where[axis] for axis in y.layout])], "TransposeOptions")
+    permutation = [where[axis] for axis in y.layout]
+    if x.rank <= _TRANSPOSE_RANK:
+        e.with_helpers("TRANSPOSE", node, [e.helper(permutation)], "TransposeOptions")
+    else:
+        _transpose_runs(e, x, y, permutation)
+
+
+def _transpose_runs(e: Emitter, x: Value, y: Value, permutation: Sequence[int]) -> None:
+    """A transpose of high rank: axes that stay neighbours move as one, and those of size 1 not at all."""
+    places = {axis: place for place, axis in enumerate(a for a in range(x.rank) if x.physical_shape[a] != 1)}
+    runs: list[list[int]] = []
+    for axis in (a for a in permutation if a in places):
+        if runs and places[axis] == places[runs[-1][-1]] + 1:
+            runs[-1].append(axis)
+        else:
+            runs.append([axis])
+    if len(runs) > _TRANSPOSE_RANK:
+        raise RefusedError(f"it transposes {len(runs)} axes; TFLite's TRANSPOSE takes {_TRANSPOSE_RANK}")
+    order = sorted(range(len(runs)), key=lambda i: runs[i][0])
+    moves = inverse(order)
+    before = tuple(prod(x.physical_shape[axis] for axis in runs[i]) for i in order)
+    after = tuple(before[i] for i in moves)
+    middle = e.intermediate(f"{y.name}/merged", before, x.dtype)
+    moved = e.intermediate(f"{y.name}/moved", after, x.dtype)
+    e.reshape(e.tensor(x.name), middle, before)
+    e.operator("TRANSPOSE", [middle, e.helper(moves)], [moved], "TransposeOptions")
+    e.reshape(moved, e.tensor(y.name), y.physical_shape)
 
 
 def _gather(e: Emitter, op: ir.Gather, node: Node, ins: list[Value], outs: list[Value]) -> None:
@@ -415,7 +443,7 @@ def _tile(e: Emitter, op: ir.Tile, node: Node, ins: list[Value], outs: list[Valu
 
 
 def _broadcast_to(e: Emitter, op: ir.BroadcastTo, node: Node, ins: list[Value], outs: list[Value]) -> None:
-    e.with_helpers("BROADCAST_TO", node, [e.helper(outs[0].physical_shape)], "BroadcastToOptions")
+    e.with_helpers("BROADCAST_TO", node, [e.helper(outs[0].physical_shape)], "BroadcastToOptions", version=2)
 
 
 def _resize(e: Emitter, op: ir.Resize, node: Node, ins: list[Value], outs: list[Value]) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgecompile.lower.direct import ir
+from edgecompile.lower.direct import ir, support
 from edgecompile.lower.direct.ir import Graph, IRError, Op, Shape, Value
 
 #: Shape and type of each result.
@@ -305,6 +305,9 @@ def verify(graph: Graph) -> None:
         found = [(graph.values[name].shape, graph.values[name].dtype) for name in node.outputs]
         if results != found:
             raise IRError(f"{node.op} {node.outputs} gives {results}, the graph says {found}")
+        reason = support.fault(node.op, [graph.values[name] for name in node.inputs])
+        if reason is not None:
+            raise IRError(f"{node.op}: {reason}")
         known.update(node.outputs)
     for name, value in graph.values.items():
         if sorted(value.layout) != list(range(value.rank)):

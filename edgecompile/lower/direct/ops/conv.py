@@ -98,15 +98,13 @@ def _crops(node: OnnxNode, rank: int, x: Value, kernel: Pair, strides: Pair) -> 
     else:
         pads = pads_of(node, rank, x.shape[2:], kernel, strides, (1, 1))
         return [(before, after - plus) for (before, after), plus in zip(pads, more, strict=True)]
-    return [_shared(full[i] + more[i] - wanted[i], auto, more[i]) for i in range(2)]
-
-
-def _shared(total: int, auto: str, more: int) -> Pair:
-    """How ONNX shares the pads that an output size implies between both sides."""
-    total = max(total, 0)
-    less = total // 2
-    before, after = (less, total - less) if auto == "SAME_UPPER" else (total - less, less)
-    return before, after - more
+    crops = []
+    for i in range(2):
+        # The pads that an output size implies are shared between both sides; what is missing then stands behind.
+        total = max(full[i] + more[i] - wanted[i], 0)
+        before = total // 2 if auto == "SAME_UPPER" else total - total // 2
+        crops.append((before, full[i] - before - wanted[i]))
+    return crops
 
 
 def _transposed(b: Builder, x: Value, w: Value, bias: Value, strides: Pair, groups: int) -> Value:

@@ -46,6 +46,8 @@ def _max_pool(b: Builder, node: OnnxNode) -> Value:
     if len(node.outputs) > 1 and node.outputs[1]:
         raise RefusedError("its indices are asked for")
     x = image(b, node.required(0))
+    if x.dtype != "float32":
+        raise RefusedError(f"its operand is {x.dtype}; float32 is lowered")
     kernel, strides, dilations = _setting(node, x)
     _, pads = _covering(node, x, kernel, strides, dilations)
     x = pad_image(b, x, pads, -np.inf)
