@@ -306,6 +306,8 @@ def _lower_all(job: _Job, plans: Sequence[Plan]) -> list[Candidate]:
 
 def _lower_one(job: _Job, plan: Plan, original: RunFunction) -> Candidate:
     try:
+        for note in lower.RUNTIMES[plan.runtime].check(job.model, plan.precision):
+            job.progress.note(f"{plan.label}: {note}")
         floating, gate = _float_artifact(job, plan, original)
         if plan.precision == "fp32":
             return Candidate(plan=plan, artifact=floating, parity=gate)

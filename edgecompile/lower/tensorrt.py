@@ -44,7 +44,7 @@ class TensorRT:
         base.choose_path(self.paths, path)
         _refuse_int8(plan.precision)
         if plan.io_dtype != "float32":
-            raise InputError("TensorRT files keep float inputs and outputs", remedy="leave --io-dtype at float32")
+            raise InputError("TensorRT files keep float inputs and outputs", remedy="leave --io at float32")
         proto = base.load_onnx(model)
         if plan.precision == "fp16":
             proto = float16_onnx.convert(proto, model.name)
