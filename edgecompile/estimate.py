@@ -9,8 +9,6 @@ from edgecompile.errors import InputError
 from edgecompile.profiles import CostTable, DeviceProfile
 from edgecompile.types import Measurement, OperatorCost, Precision, RuntimeName
 
-_Z95 = 1.959963984540054
-
 
 def supported(profile: DeviceProfile, runtime: RuntimeName, precision: Precision) -> bool:
     """Whether the profile can estimate this runtime and precision."""
@@ -44,7 +42,7 @@ def latency(
     support = profile.runtime(runtime)
     tile = support.tile.of(precision) if support is not None else 1
     value = table.inference_us / 1e3 + sum(operator_ms(cost, table, threads=used, tile=tile) for cost in costs)
-    factor = math.exp(_Z95 * table.fit.log_sigma)
+    factor = table.fit.interval_factor
     return Measurement(
         provenance="estimated",
         device=profile.name,
@@ -65,6 +63,8 @@ def latency(
 
 def operator_ms(cost: OperatorCost, table: CostTable, *, threads: int, tile: int) -> float:
     """Milliseconds of one fused operator: the longer of computing and moving, plus the fixed cost."""
+    if cost.op_class in table.fused_classes:
+        return 0.0
     rate = _rate(cost, table) * math.pow(threads, table.compute_scaling)
     compute_ms = cost.macs * padding(cost, tile) / (rate * 1e6)
     moved = (cost.weight_elements + cost.input_elements + cost.output_elements) * table.bytes_per_element

@@ -28,6 +28,8 @@ _MATRIX_PRODUCTS = {"Gemm": (0, 1), "MatMul": (0, 1), "MatMulInteger": (0, 1), "
 #: Nodes that cost nothing: runtimes remove them.
 _FREE = frozenset({"Constant", "ConstantOfShape", "Identity", "Dropout", "Shape", "Size"})
 #: What runtimes compute in the same pass as the operator before it.
+#: ``x * gate(x)`` is one activation in most runtimes, whatever the exporter made of it.
+_GATED = {"Sigmoid": "SiLU", "HardSigmoid": "HardSwish"}
 _CLAMPS = frozenset({"Relu", "Clip"})
 _TAKES_CLAMP = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "Add", "Sub", "Mul", "BatchNormalization"})
 _TAKES_BIAS = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -63,7 +65,8 @@ class GraphSummary:
 def operators(onnx_path: Path) -> tuple[OperatorCost, ...]:
     """The fused operators of a static, shape-inferred ONNX file, in its order.
 
-    BatchNormalization, a constant bias and Relu or Clip count with the operator before them; constants cost nothing.
+    BatchNormalization, a constant bias and Relu or Clip count with the operator before them, ``x * sigmoid(x)`` is one
+    activation, constants cost nothing.
     MACs count one for a multiplication with its addition; elements are those read and written, weights apart. Raises
     `InputError` when the file is not ONNX, or an operator with MACs has no static shape.
     """
@@ -88,13 +91,14 @@ def summary(onnx_path: Path) -> GraphSummary:
 
 @dataclass(slots=True, kw_only=True)
 class _Reader:
-    """One pass over a graph: shapes by name, what is constant, and who reads what."""
+    """One pass over a graph: shapes by name, what is constant, how often each is read, and inputs of gates."""
 
     model: onnx.ModelProto
     path: Path
     shapes: dict[str, Shape | None] = field(default_factory=dict)
     constants: set[str] = field(default_factory=set)
     uses: Counter[str] = field(default_factory=Counter)
+    gates: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path) -> _Reader:
@@ -126,6 +130,8 @@ class _Reader:
                 node.input and all(not n or n in self.constants for n in node.input)
             ):
                 self.constants.update(node.output)
+            if node.op_type in _GATED:
+                self.gates[node.output[0]] = node.input[0]
             if node.op_type == "Constant" and node.attribute and node.attribute[0].HasField("t"):
                 self.shapes[node.output[0]] = tuple(node.attribute[0].t.dims)
         self.uses.update(value.name for value in graph.output)
@@ -137,12 +143,15 @@ class _Reader:
             if node.op_type in _FREE or all(name in self.constants for name in node.output):
                 self._forward(node, producer)
                 continue
-            host = self._host(node, found, producer)
-            if host is None:
+            gate, host = self._gate(node, producer), self._host(node, found, producer)
+            if gate is not None:
+                host = gate
+                found[host] = replace(found[host], op_type=_GATED[found[host].op_type])
+            elif host is not None:
+                found[host] = self._absorbed(found[host], node)
+            else:
                 found.append(self._cost(node, index))
                 host = len(found) - 1
-            else:
-                found[host] = self._absorbed(found[host], node)
             producer.update(dict.fromkeys(node.output, host))
         return tuple(found)
 
@@ -150,6 +159,15 @@ class _Reader:
         """What reads an Identity's output reads its input."""
         if node.input and node.input[0] in producer:
             producer.update(dict.fromkeys(node.output, producer[node.input[0]]))
+
+    def _gate(self, node: onnx.NodeProto, producer: dict[str, int]) -> int | None:
+        """The Sigmoid or HardSigmoid that makes ``node``, its product with its own input, one activation."""
+        if node.op_type != "Mul":
+            return None
+        for name, other in (tuple(node.input), tuple(reversed(node.input))):
+            if self.gates.get(name) == other and self.uses[name] == 1:
+                return producer[name]
+        return None
 
     def _host(self, node: onnx.NodeProto, found: Sequence[OperatorCost], producer: dict[str, int]) -> int | None:
         """The operator before ``node`` that computes it in the same pass, if there is one."""

@@ -18,7 +18,7 @@ import msgspec
 
 from edgecompile import content
 from edgecompile.errors import InputError
-from edgecompile.types import PRECISIONS, Precision, RuntimeName
+from edgecompile.types import PRECISIONS, OperatorClass, Precision, RuntimeName
 
 #: What people call the devices; ``x86`` is not here since it depends on this machine's CPU.
 ALIASES: Mapping[str, str] = {
@@ -85,17 +85,17 @@ class Fit:
     """What a cost table stands on.
 
     ``rows`` published (or measured) latencies of ``runtime`` on this device; ``median_error`` is the median of
-    ``|estimate / published - 1|`` with the tested model left out of the fit; ``log_sigma`` is the standard deviation of
-    ``log(estimate / published)`` that the interval of an estimate is made of. ``extrapolated``: fewer than six rows,
-    or none at all of this runtime; ``basis`` says in words what was done instead.
+    ``|estimate / published - 1|`` with the tested model left out of the fit (``None``: there is nothing to test it on).
+    The 95 % interval of an estimate goes from ``1 / interval_factor`` of it to ``interval_factor`` times it.
+    ``extrapolated``: fewer than six rows, or none of the runtime that ships; ``basis`` says where the figures are from.
     """
 
     rows: int
     runtime: str
-    median_error: float
-    log_sigma: float
+    interval_factor: float
     extrapolated: bool
     basis: str
+    median_error: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,8 @@ class CostTable:
 
     ``*_gmacs`` are giga-multiply-accumulates per second and ``bandwidth_gb_s`` gigabytes per second, with one thread;
     ``t`` threads multiply the first by ``t ** compute_scaling`` and the second by ``t ** memory_scaling``.
-    ``bytes_per_element`` is that of tensors as the runtime computes with them.
+    ``bytes_per_element`` is that of tensors as the runtime computes with them. Operators of ``fused_classes`` cost
+    nothing: the runtime computes them in the pass of the operator before.
     """
 
     conv_gmacs: float
@@ -118,6 +119,7 @@ class CostTable:
     memory_scaling: float
     bytes_per_element: float
     fit: Fit
+    fused_classes: tuple[OperatorClass, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,10 +311,11 @@ def _cost_faults(where: str, table: CostTable) -> dict[str, bool]:
     above: dict[str, Any] = {
         key: getattr(table, key)
         for key in ("conv_gmacs", "pointwise_gmacs", "depthwise_gmacs", "dense_gmacs", "bandwidth_gb_s")
-    } | {"bytes_per_element": table.bytes_per_element, "fit.log_sigma": table.fit.log_sigma}
+    } | {"bytes_per_element": table.bytes_per_element}
     faults = {f"{where}.{key} must be above 0": not 0 < value < float("inf") for key, value in above.items()}
     for key in ("operator_us", "inference_us"):
         faults[f"{where}.{key} must not be negative"] = not 0 <= getattr(table, key) < float("inf")
     for key in ("compute_scaling", "memory_scaling"):
         faults[f"{where}.{key} must be between 0 and 1"] = not 0 <= getattr(table, key) <= 1
+    faults[f"{where}.fit.interval_factor must be above 1"] = not 1 < table.fit.interval_factor < float("inf")
     return faults
