@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,55 @@ def option_a_net(folder: Path) -> Model:
         x = net.add("Relu", net.add("Add", block, short))
     pooled = net.add("Flatten", net.add("GlobalAveragePool", x))
     return net.save(folder / "option_a.onnx", net.dense(pooled, 64, 10, out="logits"))
+
+
+def cifar_resnet20(folder: Path, checkpoint: Path, *, simplified: bool) -> Model:
+    """The CIFAR ResNet-20 of a checkpoint (`He et al. 2016`, parameter-free shortcuts), exported by torch."""
+    import onnxsim
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    class Block(nn.Module):
+        def __init__(self, cin: int, cout: int, stride: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(cin, cout, 3, stride, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(cout)
+            self.conv2 = nn.Conv2d(cout, cout, 3, 1, 1, bias=False)
+            self.bn2 = nn.BatchNorm2d(cout)
+            self.widens = cin != cout
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+            quarter = y.shape[1] // 4
+            short = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, quarter, quarter)) if self.widens else x
+            return F.relu(y + short)
+
+    class ResNet20(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+            self.bn1 = nn.BatchNorm2d(16)
+            self.layer1 = nn.Sequential(*(Block(16, 16, 1) for _ in range(3)))
+            self.layer2 = nn.Sequential(Block(16, 32, 2), Block(32, 32, 1), Block(32, 32, 1))
+            self.layer3 = nn.Sequential(Block(32, 64, 2), Block(64, 64, 1), Block(64, 64, 1))
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+            return self.linear(F.avg_pool2d(x, 8).flatten(1))
+
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    net = ResNet20().eval()
+    net.load_state_dict({key.removeprefix("module."): value for key, value in state.items()})
+    path = folder / "resnet20.onnx"
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Constant folding")
+        torch.onnx.export(
+            net, (torch.zeros(1, 3, 32, 32),), str(path), input_names=["image"], output_names=["logits"], dynamo=False
+        )
+    proto = onnx.load(str(path))
+    return save_model(onnxsim.simplify(proto)[0] if simplified else proto, path)
 
 
 def run_onnx(path: Path) -> Callable[[Arrays], dict[str, np.ndarray]]:

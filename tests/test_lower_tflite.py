@@ -108,6 +108,19 @@ def test_an_output_that_is_an_input_or_an_output_twice(tmp_path: Path) -> None:
     assert largest_error(run_tflite(artifact), run_onnx(model.path), samples(model)) < 1e-5
 
 
+def test_the_order_of_trust_is_our_own_lowering_first(tmp_path: Path) -> None:
+    assert TFLITE.paths == ("direct", "onnx2tf")
+    net = Net()
+    x = net.conv(net.input("x", 1, 3, 8, 8), 3, 4)
+    odd = net.save(tmp_path / "odd.onnx", net.add("Hardmax", net.add("Flatten", x)))
+    data = samples(odd)
+    artifact = TFLITE.lower(odd, FP32, data, tmp_path)
+    assert artifact.path_taken == "onnx2tf"
+    assert largest_error(run_tflite(artifact), run_onnx(odd.path), data) < 1e-5
+    with pytest.raises(UnsupportedModelError, match="Hardmax"):
+        TFLITE.lower(odd, FP32, data, tmp_path, path="direct")
+
+
 def test_an_operator_that_onnx2tf_fails_on_is_named(tmp_path: Path) -> None:
     net = Net(opset=20)
     x = net.conv(net.input("x", 1, 3, 8, 8), 3, 4)
@@ -131,6 +144,14 @@ def test_an_unknown_operator_is_found_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"com\.example\.Wobble \(Conv_0\)") as caught:
         TFLITE.check(model, "fp32")
     assert caught.value.operators == (("com.example.Wobble", "Conv_0"),)
+
+
+def test_the_check_tells_when_the_file_will_be_made_through_onnx2tf(small: Model, tmp_path: Path) -> None:
+    assert TFLITE.check(small, "fp32") == ()
+    net = Net()
+    x = net.conv(net.input("x", 1, 3, 8, 8), 3, 4)
+    model = net.save(tmp_path / "odd.onnx", net.add("Hardmax", x))
+    assert [finding for finding in TFLITE.check(model, "fp32") if "Hardmax" in finding and "onnx2tf" in finding]
 
 
 def test_a_sample_of_the_wrong_shape_is_refused_with_both_shapes(small: Model, tmp_path: Path) -> None:
@@ -244,6 +265,26 @@ def test_float16_halves_the_weights_and_keeps_float_inputs_and_outputs(
     assert half.float_islands is None
 
 
+def test_the_delegate_takes_all_of_a_float16_file(small: Model, tmp_path: Path) -> None:
+    from ai_edge_litert.interpreter import Interpreter
+
+    half = TFLITE.lower(small, FP16, samples(small), tmp_path)
+    interpreter = Interpreter(model_path=str(half.file))
+    interpreter.allocate_tensors()
+    details = interpreter._get_ops_details()
+    left = [d["op_name"] for d in details if d["op_name"] == "DELEGATE"]
+    assert len(left) == 1
+    names = operator_names(half)
+    assert names.count("DEQUANTIZE") == 2 * sum(
+        name in ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED") for name in names
+    )
+
+
+def operator_names(artifact: Artifact) -> list[str]:
+    graph = flatbuffer.unpack(artifact.file.read_bytes())
+    return [flatbuffer.operator_name(graph, operator) for operator in graph.subgraphs[0].operators]
+
+
 def test_int8_has_per_channel_weights_static_activations_and_no_float_operator(
     small: Model, through_onnx2tf: Artifact, tmp_path: Path
 ) -> None:
@@ -304,7 +345,7 @@ def test_weights_lie_on_sixteen_byte_boundaries(through_onnx2tf: Artifact) -> No
 
 def test_the_first_path_that_takes_the_model_is_taken(small: Model) -> None:
     made, taken = tflite.float_file(small, samples(small))
-    assert taken == next(iter(tflite.FLOAT_PATHS)) or taken == "onnx2tf"
+    assert taken == "direct"
     assert made.data[4:8] == b"TFL3"
 
 

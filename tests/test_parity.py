@@ -11,7 +11,7 @@ import pytest
 from edgecompile import lower, parity
 from edgecompile.errors import InputError, ParityError, UnsupportedModelError
 from edgecompile.types import Model, Parity, Plan, RunFunction, decode, encode
-from tests.lowering import Net, option_a_net, run_artifact, run_onnx, samples, small_net
+from tests.lowering import Net, cifar_resnet20, option_a_net, run_artifact, run_onnx, samples, small_net
 
 SAMPLES = [{"x": np.full((1, 4), i, np.float32)} for i in range(5)]
 
@@ -264,6 +264,52 @@ def test_a_silent_fault_of_onnx2tf_stops_the_build_and_names_the_operator(tmp_pa
         parity.require(found, "the tflite-fp32 file", where)
     assert caught.value.exit_code == 5
     assert caught.value.operators == ((where.op_type, where.node_name),)
+
+
+@pytest.mark.parametrize("path", ["direct", "onnx2tf"])
+def test_the_cifar_resnet20_by_either_path(path: str, shared_data: Path, cifar10: Path, tmp_path: Path) -> None:
+    checkpoint = shared_data / "models" / "resnet-cifar10" / "resnet20-12fca82f.th"
+    model = cifar_resnet20(tmp_path, checkpoint, simplified=True)
+    images = photographs(cifar10, 8)
+    runtime, plan = lower.RUNTIMES["tflite"], Plan(runtime="tflite", precision="fp32")
+
+    def convert(part: Model, folder: Path) -> RunFunction:
+        return run_artifact(runtime.lower(part, plan, images, folder, path=path))
+
+    found = parity.float_gate(convert(model, tmp_path / "whole"), run_onnx(model.path), images)
+    if path == "direct":
+        assert found.max_error < 1e-5
+        return
+    # onnx2tf writes this file without a word; its logits are off by more than ten.
+    assert found.max_error > 0.3
+    where = parity.first_divergence(model, convert, images[:1], workdir=tmp_path / "cuts")
+    assert where is not None
+    assert (where.op_type, where.node_name) == ("Pad", "/layer2/layer2.0/Pad")
+    with pytest.raises(ParityError, match=r"/layer2/layer2\.0/Pad") as caught:
+        parity.require(found, "the tflite-fp32 file", where)
+    assert caught.value.exit_code == 5
+
+
+def test_the_unsimplified_cifar_resnet20_is_refused_by_onnx2tf_with_the_operator(
+    shared_data: Path, tmp_path: Path
+) -> None:
+    checkpoint = shared_data / "models" / "resnet-cifar10" / "resnet20-12fca82f.th"
+    model = cifar_resnet20(tmp_path, checkpoint, simplified=False)
+    with pytest.raises(UnsupportedModelError, match=r"Add \(/layer2/layer2\.0/Add\)") as caught:
+        lower.RUNTIMES["tflite"].lower(
+            model, Plan(runtime="tflite", precision="fp32"), samples(model), tmp_path, path="onnx2tf"
+        )
+    assert caught.value.exit_code == 5
+    assert caught.value.operators == (("Add", "/layer2/layer2.0/Add"),)
+
+
+def photographs(cifar10: Path, count: int) -> list[dict[str, np.ndarray]]:
+    from PIL import Image
+
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    files = sorted((cifar10 / "test").glob("*/*.jpg"))[:: 5000 // count][:count]
+    pixels = [np.asarray(Image.open(file), np.float32) / 255 for file in files]
+    return [{"image": ((p - mean) / std).transpose(2, 0, 1)[None].astype(np.float32)} for p in pixels]
 
 
 def test_require_lets_a_good_file_pass() -> None:

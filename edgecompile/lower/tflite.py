@@ -7,12 +7,15 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from edgecompile.errors import InputError, UnsupportedModelError
 from edgecompile.lower import base, flatbuffer, quantize_tflite
 from edgecompile.lower.via_onnx2tf import Converted
 from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
+
+if TYPE_CHECKING:
+    import onnx
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +24,10 @@ _FloatPath: TypeAlias = Callable[[Model, Sequence[Arrays]], Converted]
 
 def _direct(model: Model, samples: Sequence[Arrays]) -> Converted:
     """Our own lowering. Raises `UnsupportedModelError` naming the operators it lacks."""
-    try:
-        from edgecompile.lower.direct import lower as lower_directly
-    except ImportError as exc:
-        raise UnsupportedModelError("the direct lowering is not part of this installation") from exc
-    result = lower_directly(base.load_onnx(model), input_layout="nhwc")
-    return Converted(data=result.data, inputs=tuple(result.inputs), outputs=tuple(result.outputs))
+    from edgecompile.lower import direct
+
+    result = direct.lower(base.load_onnx(model), input_layout="nhwc")
+    return Converted(data=result.data, inputs=result.inputs, outputs=result.outputs, notes=result.notes)
 
 
 def _onnx2tf(model: Model, samples: Sequence[Arrays]) -> Converted:
@@ -64,8 +65,15 @@ class TFLite:
 
     def check(self, model: Model, precision: Precision) -> tuple[str, ...]:
         """See `base.Runtime.check`."""
-        _refuse_unknown_operators(model)
-        return ()
+        from edgecompile.lower import direct
+
+        proto = base.load_onnx(model)
+        refusals = direct.check(proto)
+        if not refusals:
+            return ()
+        _refuse_unknown_operators(model, proto)
+        listed = ", ".join(sorted({refusal.op_type for refusal in refusals}))
+        return (f"edgecompile's own lowering does not take {listed}: the file is made through onnx2tf",)
 
     def lower(
         self,
@@ -96,6 +104,7 @@ class TFLite:
             outputs=outputs,
             path_taken=taken,
             float_islands=islands,
+            notes=converted.notes,
         )
 
 
@@ -104,7 +113,7 @@ def _reopen(artifact: Artifact) -> Converted:
         data = artifact.file.read_bytes()
     except OSError as exc:
         raise InputError(f"the float file cannot be read: {exc}", remedy="build again with --fresh") from exc
-    return Converted(data=data, inputs=artifact.inputs, outputs=artifact.outputs)
+    return Converted(data=data, inputs=artifact.inputs, outputs=artifact.outputs, notes=artifact.notes)
 
 
 def _smaller(converted: Converted, model: Model, plan: Plan, samples: Sequence[Arrays]) -> tuple[bytes, int | None]:
@@ -126,12 +135,11 @@ def _ports(data: bytes, like: Converted) -> tuple[tuple[Port, ...], tuple[Port, 
     )
 
 
-def _refuse_unknown_operators(model: Model) -> None:
-    """Raise `UnsupportedModelError` for operators that no lowering path knows by name."""
+def _refuse_unknown_operators(model: Model, proto: onnx.ModelProto) -> None:
+    """Raise `UnsupportedModelError` for operators that onnx2tf does not know by name either."""
     known = _onnx2tf_operators()
     if known is None:
         return
-    proto = base.load_onnx(model)
     unknown = [
         (node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}", node.name)
         for node in base.nodes_of(proto.graph)

@@ -44,6 +44,7 @@ class Converted:
     data: bytes
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+    notes: tuple[str, ...] = ()
 
 
 def convert(model: Model, samples: Sequence[Arrays]) -> Converted:
