@@ -1,175 +1,563 @@
-"""Measures model files on the machine it runs on: interleaved rounds, one JSON document. Python 3.7+, numpy."""
+#!/usr/bin/env python3
+"""Measures model files on the machine it runs on, interleaved, or runs given inputs through one of them.
+
+    python runner.py --model tflite:a.tflite --model onnxruntime:b.onnx --threads 2
+    python runner.py --model tflite:a.tflite --run-inputs inputs.npz --write-outputs outputs.npz
+
+Needs Python 3.7 or later, numpy, and the files' runtimes. With --json the result is one line on standard output that
+begins with EDGECOMPILE-RESULT; what native libraries print goes to standard error. README.md beside this file says
+what the fields mean.
+"""
 
 import argparse
+import contextlib
+import gc
 import importlib.util
 import json
 import os
 import platform
+import re
+import signal
+import subprocess
 import sys
 import time
 
-import numpy as np
-
 HERE = os.path.dirname(os.path.abspath(__file__))
+# The backends' folders are called like the packages they import: here they must not be found in place of those.
+sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry or ".") != HERE]
+
+import numpy as np  # noqa: E402
+
+SCHEMA_VERSION = 1
 SENTINEL = "EDGECOMPILE-RESULT "
-TYPES = {
-    "tensor(float)": "float32",
-    "tensor(int64)": "int64",
-    "tensor(int32)": "int32",
-    "tensor(int8)": "int8",
-    "tensor(uint8)": "uint8",
-    "tensor(float16)": "float16",
-    "tensor(bool)": "bool",
-}
+EXIT_FAILED = 1
+#: Latencies kept of one file: enough for any percentile that is reported; of faster files every n-th is kept.
+MOST_LATENCIES = 10000
+#: The threads of a pool spin for about 20 ms after a run; without a pause they would slow the file measured next.
+PAUSE_S = 0.05
+#: After another file's turn the caches are cold: these first moments of a turn are not counted.
+SETTLE_S = 0.005
 
 
-def open_session(spec, threads, package):
-    runtime, _, path = spec.partition(":")
-    source = importlib.util.spec_from_file_location("backend_" + runtime, os.path.join(HERE, runtime, "backend.py"))
-    module = importlib.util.module_from_spec(source)
-    source.loader.exec_module(module)
-    return module.Session(path, threads=threads, package=package)
+class Failure(Exception):
+    """Something that the caller should tell the user: one of the kinds of README.md, and words."""
+
+    def __init__(self, kind, message, model=None):
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.model = model
+
+
+# ------------------------------------------------------------------------------------------------------- files
+
+
+def backend(runtime):
+    """The module ``<runtime>/backend.py`` beside this file."""
+    path = os.path.join(HERE, runtime, "backend.py")
+    if not re.match(r"^[a-z0-9_]+$", runtime) or not os.path.isfile(path):
+        raise Failure("usage", f"there is no backend for the runtime {runtime!r}: {path} is missing")
+    spec = importlib.util.spec_from_file_location("backend_" + runtime, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def split(model):
+    """``RUNTIME:FILE`` as a pair."""
+    runtime, colon, path = model.partition(":")
+    if not colon or not os.path.isfile(path):
+        raise Failure("usage", f"--model {model}: expected RUNTIME:FILE with a file that exists")
+    return runtime, path
+
+
+def import_runtime(index, model, package):
+    """The backend of a model, its runtime imported: (module, the runtime)."""
+    runtime, _ = split(model)
+    module = backend(runtime)
+    try:
+        return module, module.import_runtime(package if package in module.PACKAGES else None)
+    except ImportError as exc:
+        raise Failure("no_runtime", f"{runtime}: {exc}", index) from exc
+
+
+def open_session(index, model, arguments):
+    """A loaded file."""
+    module, _ = import_runtime(index, model, arguments.runtime_module)
+    package = arguments.runtime_module if arguments.runtime_module in module.PACKAGES else None
+    path = split(model)[1]
+    try:
+        return module.Session(path, threads=arguments.threads, package=package)
+    except Exception as exc:  # every runtime has errors of its own, some derived from Exception only
+        raise Failure("bad_model", f"{os.path.basename(path)} cannot be loaded: {first_line(exc)}", index) from exc
+
+
+def first_line(exc):
+    text = str(exc).strip()
+    return text.splitlines()[0] if text else type(exc).__name__
+
+
+# ------------------------------------------------------------------------------------------------------ inputs
 
 
 def random_feed(session, seed):
+    """Seeded inputs: standard normal floats, all values of 8-bit integers, zeros and ones for wider integers."""
     generator = np.random.RandomState(seed)
     feed = {}
-    for name, detail in session.inputs.items():
-        dtype = detail.get("dtype") or np.dtype(TYPES[detail["type"]]).type
-        shape = [int(d) for d in detail["shape"]]
-        if np.dtype(dtype).kind == "f":
+    for name, spec in sorted(session.inputs.items()):
+        shape, dtype = spec["shape"], np.dtype(spec["dtype"])
+        if dtype.kind == "f":
             feed[name] = generator.standard_normal(shape).astype(dtype)
+        elif dtype.itemsize == 1 and dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            feed[name] = generator.randint(limits.min, limits.max + 1, shape).astype(dtype)
         else:
-            info = np.iinfo(dtype) if np.dtype(dtype).kind in "iu" else None
-            low, high = (info.min, info.max + 1) if info is not None and info.bits == 8 else (0, 2)
-            feed[name] = generator.randint(low, high, shape).astype(dtype)
+            # Wide integers are indices or masks: 0 and 1 are valid for nearly all of them.
+            feed[name] = generator.randint(0, 2, shape).astype(dtype)
     return feed
 
 
-def block(session, runs):
-    times = []
-    for _ in range(runs):
-        start = time.perf_counter()
+def given_feed(session, arrays, index):
+    """Inputs from an .npz: arrays of the input's shape, or stacked samples of which the first is taken."""
+    feed = {}
+    for name, spec in session.inputs.items():
+        if name not in arrays:
+            raise Failure("bad_inputs", f"no array {name!r} among the inputs; there are: {sorted(arrays)}", index)
+        array, shape = arrays[name], tuple(spec["shape"])
+        array = array[0] if array.ndim == len(shape) + 1 else array
+        if array.shape != shape:
+            message = f"array {name!r} has shape {array.shape}, the model takes {shape}"
+            raise Failure("bad_inputs", message, index)
+        feed[name] = np.ascontiguousarray(array, dtype=spec["dtype"])
+    return feed
+
+
+def read_arrays(path):
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays.items())
+    except (OSError, ValueError, AttributeError) as exc:
+        raise Failure("bad_inputs", f"{path} is not an .npz of arrays: {first_line(exc)}") from exc
+
+
+def feed_of(session, index, arguments):
+    if arguments.inputs:
+        return given_feed(session, read_arrays(arguments.inputs), index)
+    return random_feed(session, arguments.seed + index)
+
+
+# ---------------------------------------------------------------------------------------------- the measurement
+
+
+def invoke_once(session, index):
+    """One run, whose failure is the file's."""
+    start = time.perf_counter_ns()
+    try:
         session.invoke()
-        times.append(1e3 * (time.perf_counter() - start))
-    return times
+    except Exception as exc:
+        raise Failure("bad_model", f"the model cannot be run: {first_line(exc)}", index) from exc
+    return 1e-6 * (time.perf_counter_ns() - start)
+
+
+def probe(arguments):
+    """Load and run one file in this fresh process: what cannot be told where several files are loaded."""
+    index, model = arguments.probe, arguments.model[arguments.probe]
+    _, runtime = import_runtime(index, model, arguments.runtime_module)
+    before = memory("VmRSS")
+    start = time.perf_counter_ns()
+    session = open_session(index, model, arguments)
+    load_ms = 1e-6 * (time.perf_counter_ns() - start)
+    session.set(feed_of(session, index, arguments))
+    cold_ms = invoke_once(session, index)
+    for _ in range(2):
+        invoke_once(session, index)
+    peak = memory("VmHWM")
+    return {
+        "load_ms": load_ms,
+        "cold_ms": cold_ms,
+        "peak_memory_bytes": None if peak is None or before is None else max(0, peak - before),
+        "process_peak_memory_bytes": peak,
+        "package": runtime.package,
+        "version": runtime.version,
+        "operators": session.operators(),
+        "inputs": session.inputs,
+        "outputs": session.outputs,
+    }
+
+
+def probe_in_child(index):
+    """`probe` in a process of its own, so that a file that crashes its runtime is named."""
+    # -u: a crash must not lose what was printed.
+    command = [sys.executable, "-u", os.path.abspath(__file__), *sys.argv[1:], "--probe", str(index), "--json"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE)
+    try:
+        output = child.communicate()[0].decode("utf-8", "replace")
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait()
+    document = find_document(output)
+    if document is None:
+        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
+        raise Failure("crash", "loading and running the model ended its process with " + how, index)
+    if "error" in document:
+        raise Failure(document["error"]["kind"], document["error"]["message"], document["error"]["model"])
+    return document
+
+
+def find_document(output):
+    for line in output.splitlines():
+        if line.startswith(SENTINEL):
+            return json.loads(line[len(SENTINEL) :])
+    return None
+
+
+def warm_up(session, index, seconds):
+    """Run for some seconds (twice at least); gives the milliseconds of a run in the second half."""
+    times = []
+    end = time.perf_counter() + seconds
+    while len(times) < 2 or time.perf_counter() < end:
+        times.append(invoke_once(session, index))
+        if len(times) > MOST_LATENCIES:
+            del times[: MOST_LATENCIES // 2]
+    return float(np.median(times[len(times) // 2 :]))
+
+
+def settle(session, pause_s):
+    """Let the other files' threads come to rest, and this file's data come back into the caches."""
+    if pause_s:
+        time.sleep(pause_s)
+    end = time.perf_counter() + SETTLE_S
+    while True:
+        session.invoke()
+        if time.perf_counter() >= end:
+            return
+
+
+def turn(session, least_runs, least_seconds, stride):
+    """One block of runs; gives (latencies in ms, of which every stride-th is kept; runs)."""
+    clock, invoke, times, runs = time.perf_counter_ns, session.invoke, [], 0
+    end = clock() + int(1e9 * least_seconds)
+    while True:
+        start = clock()
+        invoke()
+        stop = clock()
+        if runs % stride == 0:
+            times.append(round(1e-6 * (stop - start), 6))
+        runs += 1
+        if runs >= least_runs and stop >= end:
+            return times, runs
+
+
+def interleave(sessions, estimates_ms, arguments):
+    """Rounds in which every file has one turn, in a new seeded order each round."""
+    rounds = arguments.rounds
+    least_runs = -(-arguments.min_runs // rounds)
+    seconds = arguments.min_seconds / rounds
+    pause_s = PAUSE_S if arguments.threads > 1 and len(sessions) > 1 else 0.0
+    strides = [max(1, int(1e3 * arguments.min_seconds / ms / MOST_LATENCIES)) for ms in estimates_ms]
+    generator = np.random.RandomState(arguments.seed)
+    latencies, runs = [[] for _ in sessions], [0] * len(sessions)
+    for _ in range(rounds):
+        for index in generator.permutation(len(sessions)):
+            settle(sessions[index], pause_s)
+            times, count = turn(sessions[index], least_runs, seconds, strides[index])
+            latencies[index].append(times)
+            runs[index] += count
+    return latencies, runs, strides
+
+
+def measure(arguments):
+    """The whole measurement as one document."""
+    affinity = pin(arguments.threads) if arguments.pin else current_affinity()
+    probes = [probe_in_child(index) for index in range(len(arguments.model))]
+    sessions = []
+    for index, model in enumerate(arguments.model):
+        sessions.append(open_session(index, model, arguments))
+        sessions[index].set(feed_of(sessions[index], index, arguments))
+    environment = dict(machine(), affinity=affinity, before=state(affinity))
+    estimates = [warm_up(session, index, arguments.warmup_s) for index, session in enumerate(sessions)]
+    usage = Usage()
+    gc.disable()
+    latencies, runs, strides = interleave(sessions, estimates, arguments)
+    gc.enable()
+    environment.update(usage.stop())
+    environment["after"] = state(affinity)
+    models = []
+    for index, found in enumerate(probes):
+        kept = {"latencies_ms": latencies[index], "runs": runs[index], "kept_every": strides[index]}
+        models.append(dict(found, model=arguments.model[index], **kept))
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "threads": arguments.threads,
+        "seed": arguments.seed,
+        "inputs": arguments.inputs or "random",
+        "environment": environment,
+        "models": models,
+    }
+
+
+# ------------------------------------------------------------------------------------------------- the machine
+
+
+def machine():
+    """What does not change while measuring."""
+    info = cpuinfo()
+    return {
+        "device": read("/proc/device-tree/model") or platform.node(),
+        "machine": platform.machine(),
+        "cpu_model": info["model"],
+        "cpu_flags": info["flags"],
+        "cores": os.cpu_count(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "system": platform.platform(),
+    }
+
+
+def read(path):
+    """A small text file of the kernel, stripped; None where it is not there or cannot be read."""
+    try:
+        with open(path, errors="replace") as stream:
+            return stream.read().strip(" \n\0")
+    except OSError:
+        return None
+
+
+ARM_CORES = {
+    "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
+    "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0d": "Cortex-A77", "0xd41": "Cortex-A78",
+    "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710", "0xc07": "Cortex-A7",
+    "0x004": "Carmel",
+}  # fmt: skip
+
+
+def cpuinfo():
+    """The CPU's name and its instruction-set flags."""
+    found = {}
+    cores = []
+    for line in (read("/proc/cpuinfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip(), value.strip())
+        if key.strip() == "CPU part" and value.strip() not in cores:
+            cores.append(value.strip())
+    arm = " + ".join(ARM_CORES.get(part, "part " + part) for part in cores)
+    model = found.get("model name") or arm or found.get("Hardware") or platform.processor()
+    return {"model": model, "flags": (found.get("flags") or found.get("Features") or "").split()}
+
+
+def memory(field):
+    """VmRSS or VmHWM of this process in bytes."""
+    match = re.search(field + r":\s+(\d+) kB", read("/proc/self/status") or "")
+    return 1024 * int(match.group(1)) if match else None
+
+
+def current_affinity():
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def pin(threads):
+    """Keep this process on as many CPUs as it has threads, and give those: the big cores, each core once."""
+    allowed = current_affinity()
+    chosen = sorted(sorted(allowed, key=preference)[:threads])
+    with contextlib.suppress(OSError):
+        if chosen:
+            os.sched_setaffinity(0, chosen)
+    return current_affinity()
+
+
+def preference(cpu):
+    """A sort key: big cores, the first hardware thread of a core, and not CPU 0, which serves interrupts."""
+    root = f"/sys/devices/system/cpu/cpu{cpu}/"
+    size = read(root + "cpu_capacity") or read(root + "cpufreq/cpuinfo_max_freq") or "0"
+    siblings = re.split("[,-]", read(root + "topology/thread_siblings_list") or str(cpu))
+    return -int(size), siblings[0] != str(cpu), -cpu
+
+
+def state(cpus):
+    """What may change while measuring: load, clock, governor, temperature."""
+    paths = [f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/" for cpu in cpus]
+    clocks = [int(text) / 1000.0 for text in (read(path + "scaling_cur_freq") for path in paths) if text]
+    clocks = clocks or [float(mhz) for mhz in re.findall(r"cpu MHz\s*: ([\d.]+)", read("/proc/cpuinfo") or "")]
+    governors = sorted({text for text in (read(path + "scaling_governor") for path in paths) if text})
+    return {
+        "load": load_average(),
+        "frequency_mhz": max(clocks) if clocks else None,
+        "governor": " ".join(governors) or None,
+        "temperature_c": temperature(),
+    }
 
 
 def load_average():
     try:
         return os.getloadavg()[0]
-    except OSError:
-        return -1.0
+    except (OSError, AttributeError):
+        return None
 
 
-def cpu():
-    model, flags = platform.processor(), []
-    try:
-        with open("/proc/cpuinfo") as stream:
-            for line in stream:
-                key, _, value = line.partition(":")
-                if key.strip() in ("model name", "Model") and not model:
-                    model = value.strip()
-                if key.strip() in ("flags", "Features") and not flags:
-                    flags = value.split()
-    except OSError:
-        pass
-    return model, flags
+def temperature():
+    """The hottest of the CPU's thermal zones, or of all zones where none says it is the CPU's, in degrees Celsius."""
+    zones = []
+    root = "/sys/class/thermal/"
+    for name in sorted(os.listdir(root)) if os.path.isdir(root) else []:
+        value = read(root + name + "/temp")
+        if name.startswith("thermal_zone") and value and re.match(r"^-?\d+$", value):
+            zones.append((read(root + name + "/type") or "", int(value) / 1000.0))
+    ours = [celsius for kind, celsius in zones if re.search("cpu|soc|x86_pkg", kind.lower())]
+    every = ours or [celsius for _, celsius in zones]
+    return max(every) if every else None
 
 
-def peak_kb():
-    try:
-        with open("/proc/self/status") as stream:
-            return next(int(line.split()[1]) for line in stream if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        return 0
+class Usage:
+    """How many CPUs this process and all others were busy on, and what a hypervisor took, from here to `stop`."""
+
+    def __init__(self):
+        self.before = self.now()
+
+    def now(self):
+        fields = [int(n) for n in (read("/proc/stat") or "cpu").splitlines()[0].split()[1:]]
+        ticks = float(os.sysconf("SC_CLK_TCK")) if hasattr(os, "sysconf") else 100.0
+        busy = sum(fields[i] for i in (0, 1, 2, 5, 6)) / ticks if len(fields) > 7 else None
+        return time.perf_counter(), time.process_time(), busy, fields[7] / ticks if busy is not None else None
+
+    def stop(self):
+        wall, own, busy, stolen = (None if a is None or b is None else b - a for a, b in zip(self.before, self.now()))
+        return {
+            "own_cpus": own / wall,
+            "other_cpus": None if busy is None else max(0.0, (busy - own) / wall),
+            "stolen_cpus": None if stolen is None else stolen / wall,
+        }
 
 
-def measure(arguments):
-    loads, sessions, cold, peaks = [], [], [], []
-    before = load_average()
-    for index, spec in enumerate(arguments.model):
-        base = peak_kb()
-        start = time.perf_counter()
-        session = open_session(spec, arguments.threads, arguments.runtime_module)
-        loads.append(1e3 * (time.perf_counter() - start))
-        session.set(random_feed(session, arguments.seed + index))
-        cold.append(block(session, 1)[0])
-        peaks.append(1024 * (peak_kb() - base))
-        sessions.append(session)
-    sizes = []
-    for session in sessions:
-        end, done, start = time.perf_counter() + arguments.warmup_s, 0, time.perf_counter()
-        while time.perf_counter() < end or done < 2:
-            session.invoke()
-            done += 1
-        each = (time.perf_counter() - start) / done
-        sizes.append(max(arguments.min_runs, int(arguments.min_seconds / each) + 1))
-    rounds = arguments.rounds
-    latencies = [[] for _ in sessions]
-    order = np.random.RandomState(arguments.seed)
-    for _ in range(rounds):
-        for index in order.permutation(len(sessions)):
-            block(sessions[index], 2)
-            latencies[index].append(block(sessions[index], max(1, -(-sizes[index] // rounds))))
-    model, flags = cpu()
-    return {
-        "environment": {
-            "device": platform.node(),
-            "machine": platform.machine(),
-            "cpu_model": model,
-            "cpu_flags": flags,
-            "cores": os.cpu_count(),
-            "affinity": sorted(os.sched_getaffinity(0)),
-            "kernel": platform.release(),
-            "load_before": before,
-            "load_after": load_average(),
-        },
-        "models": [
-            {
-                "latencies_ms": lat,
-                "cold_ms": c,
-                "load_ms": load,
-                "peak_memory_bytes": p,
-                "package": s.package,
-                "version": s.version(),
-                "operators": s.operators(),
-            }
-            for lat, c, load, p, s in zip(latencies, cold, loads, peaks, sessions)
-        ],
-    }
+# ------------------------------------------------------------------------------------------------- given inputs
 
 
 def run_inputs(arguments):
-    session = open_session(arguments.model[0], arguments.threads, arguments.runtime_module)
-    inputs = dict(np.load(arguments.run_inputs, allow_pickle=False))
-    count = len(next(iter(inputs.values())))
-    found = [session.run({name: array[k] for name, array in inputs.items()}) for k in range(count)]
-    np.savez(arguments.write_outputs, **{name: np.stack([f[name] for f in found]) for name in found[0]})
-    return {"samples": count}
+    """Run every stacked sample of an .npz through one file and write its outputs, stacked the same way."""
+    session = open_session(0, arguments.model[0], arguments)
+    arrays = read_arrays(arguments.run_inputs)
+    counts = {len(array) if array.ndim else 0 for array in arrays.values()}
+    if len(counts) != 1 or counts == {0}:
+        raise Failure("bad_inputs", f"the arrays must be stacked, the same number of samples each: {sorted(counts)}")
+    results = []
+    for number in range(counts.pop()):
+        session.set(given_feed(session, {name: array[number] for name, array in arrays.items()}, 0))
+        invoke_once(session, 0)
+        results.append(session.get())
+    stacked = {name: np.stack([result[name] for result in results]) for name in results[0]}
+    with open(arguments.write_outputs, "wb") as stream:
+        np.savez(stream, **stacked)
+    _, runtime = import_runtime(0, arguments.model[0], arguments.runtime_module)
+    facts = {"package": runtime.package, "version": runtime.version, "environment": machine()}
+    return dict(facts, schema_version=SCHEMA_VERSION, samples=len(results))
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", action="append", required=True, help="RUNTIME:FILE, repeatable")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--warmup-s", type=float, default=1.0)
-    parser.add_argument("--min-runs", type=int, default=50)
-    parser.add_argument("--min-seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--runtime-module")
-    parser.add_argument("--run-inputs")
-    parser.add_argument("--write-outputs")
-    parser.add_argument("--output")
-    parser.add_argument("--json", action="store_true")
-    arguments = parser.parse_args()
-    result = run_inputs(arguments) if arguments.run_inputs else measure(arguments)
-    text = json.dumps(result)
-    if arguments.output:
-        with open(arguments.output, "w") as stream:
-            stream.write(text)
-    print(SENTINEL + text)
+# ----------------------------------------------------------------------------------------------------- the face
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", action="append", required=True, metavar="RUNTIME:FILE", help="a file to measure; repeatable")
+    add("--threads", type=positive, default=1, metavar="N")
+    add("--warmup-s", type=float, default=1.0, metavar="S", help="seconds before measuring, each file (1)")
+    add("--min-runs", type=positive, default=50, metavar="N", help="runs of each file, at least (50)")
+    add("--min-seconds", type=float, default=3.0, metavar="S", help="seconds of runs of each file, at least (3)")
+    add("--rounds", type=positive, default=20, metavar="N", help="turns of each file (20)")
+    add("--seed", type=int, default=0, metavar="N", help="of the random inputs and of the order in a round")
+    add("--inputs", metavar="NPZ", help="inputs by name in place of random ones")
+    add("--no-pin", dest="pin", action="store_false", help="leave the choice of CPUs to the kernel")
+    add("--runtime-module", metavar="PACKAGE", help="ai_edge_litert, tflite_runtime or tensorflow")
+    add("--run-inputs", metavar="NPZ", help="run these stacked samples through the file; nothing is measured")
+    add("--write-outputs", metavar="NPZ", help="where --run-inputs writes the outputs")
+    add("--output", metavar="JSON", help="write the document to this file too")
+    add("--json", action="store_true", help="print the document, not a summary")
+    add("--probe", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if bool(arguments.run_inputs) != bool(arguments.write_outputs):
+        parser.error("--run-inputs and --write-outputs belong together")
+    if arguments.run_inputs and len(arguments.model) != 1:
+        parser.error("--run-inputs takes one --model")
+    return arguments
+
+
+def positive(text):
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def perform(arguments):
+    """The document that was asked for, or the one that says why there is none."""
+    try:
+        check_package(arguments)
+        if arguments.probe is not None:
+            return probe(arguments)
+        return run_inputs(arguments) if arguments.run_inputs else measure(arguments)
+    except Failure as exc:
+        error = {"kind": exc.kind, "message": exc.message, "model": exc.model}
+    except MemoryError:
+        error = {"kind": "no_memory", "message": "not enough memory on this machine", "model": None}
+    return {"schema_version": SCHEMA_VERSION, "error": error}
+
+
+def check_package(arguments):
+    """A forced package that no file's runtime knows is a mistake."""
+    runtimes = [split(model)[0] for model in arguments.model]
+    known = [package for runtime in runtimes for package in backend(runtime).PACKAGES]
+    if arguments.runtime_module and arguments.runtime_module not in known:
+        message = f"--runtime-module {arguments.runtime_module}: expected one of {', '.join(known)}"
+        raise Failure("usage", message)
+
+
+def summary(document):
+    """The document in a few lines for people."""
+    if "samples" in document:
+        return "ran {samples} samples with {package} {version}".format(**document)
+    lines = ["latency in ms, {} thread(s), {}".format(document["threads"], document["environment"]["cpu_model"])]
+    for found in document["models"]:
+        series = np.concatenate(found["latencies_ms"])
+        figures = tuple(np.percentile(series, q) for q in (50, 90, 95, 99))
+        lines.append(found["model"])
+        lines.append("  median {:.3f}  p90 {:.3f}  p95 {:.3f}  p99 {:.3f}".format(*figures))
+        facts = "  {runs} runs, first run {cold_ms:.3f}, loading {load_ms:.1f}, {package} {version}"
+        lines.append(facts.format(**found))
+    return "\n".join(lines)
+
+
+def quiet_stdout():
+    """Send what native libraries print to standard error, and give a stream to the real standard output."""
+    sys.stdout.flush()
+    real = os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(real, "w")
+
+
+def stop(number, frame):
+    # Raised between two runs, so that children are ended and nothing is left half written.
+    raise SystemExit(128 + number)
+
+
+def main(argv=None):
+    arguments = parse(argv)
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    with quiet_stdout() as stdout:
+        document = perform(arguments)
+        text = json.dumps(document)
+        if arguments.output:
+            with open(arguments.output, "w") as stream:
+                stream.write(text + "\n")
+        if arguments.json:
+            stdout.write("\n" + SENTINEL + text + "\n")
+        elif "error" in document:
+            sys.stderr.write("error: {}\n".format(document["error"]["message"]))
+        else:
+            stdout.write(summary(document) + "\n")
+        stdout.flush()
+    return EXIT_FAILED if "error" in document else 0
 
 
 if __name__ == "__main__":

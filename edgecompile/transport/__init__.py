@@ -1,1 +1,77 @@
-"""Ways to a machine: put a file there, run a command, get a file back."""
+"""Ways to a machine: put files into one fresh folder there, run a command in it, get files back."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import TracebackType
+from typing import Protocol, Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """A finished command: its exit code (negative: the signal that ended it) and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def ended_by(self) -> str | None:
+        """The name of the signal that ended the command (a shell reports it as 128 and its number), if one did."""
+        number = -self.code if self.code < 0 else self.code - 128
+        return signal.Signals(number).name if number in set(signal.Signals) else None
+
+
+class Transport(Protocol):
+    """A way to a machine. Entering makes a fresh folder there, leaving removes it, whatever happened in between.
+
+    Names of files are relative to that folder, with forward slashes; commands run in it. Every method raises
+    `DeviceError` when the machine cannot be reached or does not do what was asked.
+    """
+
+    @property
+    def description(self) -> str:
+        """What a person calls the machine."""
+        ...
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether what is measured there was measured here."""
+        ...
+
+    @property
+    def python(self) -> str:
+        """The Python interpreter to run there."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def put(self, local: Path, name: str) -> None:
+        """Make the file ``local`` available as ``name``, in folders that are made as needed."""
+        ...
+
+    def run(self, argv: Sequence[str], *, timeout_s: float) -> Completed:
+        """Run a command to its end. A time-out and Ctrl-C end it with everything it started."""
+        ...
+
+    def get(self, name: str, local: Path) -> None:
+        """Copy the file ``name`` to ``local``."""
+        ...
+
+
+def checked_name(name: str) -> PurePosixPath:
+    """``name`` as a path that stays inside the folder. Raises ``ValueError`` for any other: that is a fault of ours."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"not a name inside the folder: {name!r}")
+    return path
+
+
+__all__ = ["Completed", "Transport", "checked_name"]
