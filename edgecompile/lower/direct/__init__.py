@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgecompile.errors import UnsupportedModelError
-from edgecompile.lower.direct import write
+from edgecompile.lower.direct import passes, write
 from edgecompile.lower.direct.emit import Emitter
-from edgecompile.lower.direct.infer import verify
 from edgecompile.lower.direct.ir import Graph, Layout, identity
 from edgecompile.lower.direct.ops import HANDLERS
-from edgecompile.lower.direct.passes.place import place
 from edgecompile.lower.direct.read import Reader, Refusal
 from edgecompile.types import Port, TensorSpec
 
@@ -57,13 +55,7 @@ def lower(model: onnx.ModelProto, *, input_layout: Literal["nhwc", "nchw"] = "nh
     graph = reader.run()
     if reader.refusals:
         raise _unsupported(reader.refusals)
-    graph.sort()
-    graph.sweep()
-    verify(graph)
-    place(graph, channels_last=input_layout == "nhwc")
-    graph.sort()
-    graph.sweep()
-    verify(graph)
+    passes.run(graph, channels_last=input_layout == "nhwc")
     emitter = Emitter(graph)
     file = emitter.run()
     return DirectResult(

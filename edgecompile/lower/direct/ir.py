@@ -98,13 +98,13 @@ class Pool2D(Op):
 
 UnaryKind: TypeAlias = Literal[
     "RELU", "RELU6", "RELU_N1_TO_1", "RELU_0_TO_1", "LOGISTIC", "TANH", "HARD_SWISH", "ELU", "ABS", "NEG", "EXP", "LOG",
-    "SQRT", "RSQRT", "SQUARE", "SIN", "COS", "FLOOR", "CEIL", "ROUND", "SIGN", "LOGICAL_NOT",
+    "SQRT", "RSQRT", "SQUARE", "SIN", "COS", "FLOOR", "CEIL", "ROUND", "SIGN", "LOGICAL_NOT", "ERF",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unary(Op):
-    """``x -> f(x)``, elementwise."""
+    """``x -> f(x)``, elementwise. TFLite has no ERF: what a pass does not recognize with it is written out."""
 
     kind: UnaryKind
 

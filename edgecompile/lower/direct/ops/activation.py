@@ -195,30 +195,6 @@ def _is_nan(b: Builder, node: OnnxNode) -> Value:
     return b.add(ir.Compare(kind="NOT_EQUAL"), x, x)
 
 
-#: Numerator and denominator of Eigen's rational approximation of erf on [-4, 4], odd and even powers of x, from the
-#: highest down; its error is below 1e-6 (Eigen, ``generic_fast_erf_float``).
-_ERF_ODD = (
-    -2.72614225801306e-10, 2.77068142495902e-08, -2.10102402082508e-06, -5.69250639462346e-05,
-    -7.34990630326855e-04, -2.95459980854025e-03, -1.60960333262415e-02,
-)  # fmt: skip
-_ERF_EVEN = (
-    -1.45660718464996e-05, -2.13374055278905e-04, -1.68282697438203e-03, -7.37332916720468e-03, -1.42647390514189e-02,
-)  # fmt: skip
-
-
-def _erf(b: Builder, node: OnnxNode) -> Value:
-    x = _limit(b, node.required(0), -4.0, 4.0)
-    square = b.binary("MUL", x, x)
-
-    def polynomial(coefficients: tuple[float, ...]) -> Value:
-        total = _shift(b, _scale(b, square, coefficients[0]), coefficients[1])
-        for coefficient in coefficients[2:]:
-            total = _shift(b, b.binary("MUL", total, square), coefficient)
-        return total
-
-    return b.binary("DIV", b.binary("MUL", x, polynomial(_ERF_ODD)), polynomial(_ERF_EVEN))
-
-
 HANDLERS: dict[str, Handler] = {
     "Abs": _unary("ABS"),
     "Ceil": _unary("CEIL"),
@@ -226,7 +202,7 @@ HANDLERS: dict[str, Handler] = {
     "Clip": _clip,
     "Cos": _unary("COS"),
     "Elu": _elu,
-    "Erf": _erf,
+    "Erf": _unary("ERF"),
     "Exp": _unary("EXP"),
     "Floor": _unary("FLOOR"),
     "Gelu": _gelu,
