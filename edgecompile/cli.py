@@ -467,7 +467,8 @@ def inspect(
     if as_json:
         _print_json(to_builtins(summary))
     else:
-        terminal.print(*report.inspection(summary))
+        sheet = inspection.sheet(summary)
+        terminal.print(*report.inspection(sheet.title, sheet.facts, sheet.tensors, sheet.rows, sheet.heads))
     return 0
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,17 +67,68 @@ def _onnx(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> OnnxReport
         )
 
 
-def onnx_rows(found: OnnxReport) -> tuple[list[tuple[str, str]], list[tuple[str, ...]]]:
-    """Totals and one row an operator type: nodes in the graph, fused operators, multiply-accumulates."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """A report as people read it: a title, totals, the inputs and outputs, and a table of operators."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    tensors: tuple[tuple[str, TensorSpec], ...]
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def sheet(found: OnnxReport | TfliteReport) -> Sheet:
+    """The figures of a report, as words."""
+    return _onnx_sheet(found) if isinstance(found, OnnxReport) else _tflite_sheet(found)
+
+
+def _tensors(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> tuple[tuple[str, TensorSpec], ...]:
+    return (*(("input", spec) for spec in inputs), *(("output", spec) for spec in outputs))
+
+
+def _onnx_sheet(found: OnnxReport) -> Sheet:
     summary = found.summary
-    facts = [
-        ("on disk", report.size(found.size_bytes)),
-        ("parameters", report.count(summary.parameters)),
-        ("MACs", report.count(summary.macs)),
-        (f"nodes, which runtimes fuse to {summary.fused_operators}, opset {summary.opset}", str(summary.nodes)),
-    ]
     macs: Counter[str] = Counter()
     for cost in found.operators:
         macs[cost.op_type] += cost.macs
-    rows = [(name, str(count), report.count(macs[name]) if macs[name] else "-") for name, count in summary.histogram]
-    return facts, [tuple(row) for row in rows]
+    return Sheet(
+        title=str(found.path),
+        facts=(
+            ("on disk", report.size(found.size_bytes)),
+            ("parameters", report.count(summary.parameters)),
+            ("multiply-accumulates", report.count(summary.macs)),
+            (f"nodes (runtimes fuse them to {summary.fused_operators} operators)", str(summary.nodes)),
+            ("is the opset", str(summary.opset)),
+        ),
+        tensors=_tensors(found.inputs, found.outputs),
+        heads=("operator", "nodes", "MACs"),
+        rows=tuple((name, str(n), report.count(macs[name]) if macs[name] else "-") for name, n in summary.operators),
+    )
+
+
+def _tflite_sheet(found: TfliteReport) -> Sheet:
+    summary = found.summary
+    kinds = Counter(operator.op_type for operator in summary.operators)
+    macs: Counter[str] = Counter()
+    taken: Counter[str] = Counter()
+    for operator in summary.operators:
+        macs[operator.op_type] += operator.macs
+        taken[operator.op_type] += bool(operator.delegated)
+    known = summary.delegated is not None
+    return Sheet(
+        title=str(found.path),
+        facts=(
+            ("on disk", report.size(found.size_bytes)),
+            ("parameters", report.count(summary.parameters)),
+            ("multiply-accumulates", report.count(sum(macs.values()))),
+            ("operators", str(len(summary.operators))),
+            ("of them taken by the XNNPACK delegate", str(summary.delegated) if known else "unknown"),
+        ),
+        tensors=_tensors(summary.inputs, summary.outputs),
+        heads=("operator", "count", "MACs", "XNNPACK takes"),
+        rows=tuple(
+            (name, str(n), report.count(macs[name]) if macs[name] else "-", str(taken[name]) if known else "?")
+            for name, n in kinds.most_common()
+        ),
+    )
