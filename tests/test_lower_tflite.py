@@ -72,9 +72,10 @@ def many_ports(folder: Path) -> Model:
     return net.save(folder / "ports.onnx", first, third, second)
 
 
-def test_names_order_and_layouts_are_exact_where_all_sizes_are_equal(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", TFLITE.paths)
+def test_names_order_and_layouts_are_exact_where_all_sizes_are_equal(tmp_path: Path, path: str) -> None:
     model = many_ports(tmp_path)
-    artifact = TFLITE.lower(model, FP32, samples(model), tmp_path, path="onnx2tf")
+    artifact = TFLITE.lower(model, FP32, samples(model), tmp_path, path=path)
     assert [port.spec.name for port in artifact.inputs] == ["b:0", "/a/in"]
     assert [port.spec.name for port in artifact.outputs] == ["z/first", "/m", "a:second"]
     assert largest_error(run_tflite(artifact), run_onnx(model.path), samples(model, seed=3)) < 1e-5
@@ -83,11 +84,14 @@ def test_names_order_and_layouts_are_exact_where_all_sizes_are_equal(tmp_path: P
     assert largest_error(run_tflite(quantized), run_onnx(model.path), samples(model)) < 0.1
 
 
-def test_the_files_tensors_carry_the_names_in_the_models_order(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", TFLITE.paths)
+def test_the_files_tensors_carry_the_names_in_the_models_order(tmp_path: Path, path: str) -> None:
     model = many_ports(tmp_path)
-    artifact = TFLITE.lower(model, FP32, samples(model), tmp_path, path="onnx2tf")
+    artifact = TFLITE.lower(model, FP32, samples(model), tmp_path, path=path)
     for plan in (FP32, FP16, INT8, INT8_IO):
-        made = TFLITE.lower(model, plan, samples(model), tmp_path, path="onnx2tf", float_artifact=artifact)
+        made = artifact
+        if plan is not FP32:
+            made = TFLITE.lower(model, plan, samples(model), tmp_path, float_artifact=artifact)
         graph = flatbuffer.unpack(made.file.read_bytes())
         subgraph = graph.subgraphs[0]
         assert [flatbuffer.tensor_name(subgraph.tensors[i]) for i in subgraph.inputs] == ["b:0", "/a/in"]
@@ -97,14 +101,15 @@ def test_the_files_tensors_carry_the_names_in_the_models_order(tmp_path: Path) -
         assert len(set(names)) == len(names)
 
 
-def test_an_output_that_is_an_input_or_an_output_twice(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", TFLITE.paths)
+def test_an_output_that_is_an_input_or_an_output_twice(tmp_path: Path, path: str) -> None:
     net = Net()
     x = net.input("x", 1, 3, 8, 8)
     y = net.conv(x, 3, 4, out="y")
     proto = onnx.load(str(net.save(tmp_path / "a.onnx", y).path))
     proto.graph.output.append(proto.graph.input[0])
     model = save_model(proto, tmp_path / "echo.onnx")
-    artifact = TFLITE.lower(model, FP32, samples(model), tmp_path, path="onnx2tf")
+    artifact = TFLITE.lower(model, FP32, samples(model), tmp_path, path=path)
     assert largest_error(run_tflite(artifact), run_onnx(model.path), samples(model)) < 1e-5
 
 
@@ -349,12 +354,13 @@ def test_the_first_path_that_takes_the_model_is_taken(small: Model) -> None:
     assert made.data[4:8] == b"TFL3"
 
 
-def test_a_padded_max_pool_keeps_a_fine_scale(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", TFLITE.paths)
+def test_a_padded_max_pool_keeps_a_fine_scale(tmp_path: Path, path: str) -> None:
     net = Net()
     x = net.conv(net.input("x", 1, 3, 16, 16), 3, 8)
     x = net.add("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     model = net.save(tmp_path / "pool.onnx", net.conv(x, 8, 4, out="y"))
-    floating = TFLITE.lower(model, FP32, samples(model), tmp_path, path="onnx2tf")
+    floating = TFLITE.lower(model, FP32, samples(model), tmp_path, path=path)
     assert largest_error(run_tflite(floating), run_onnx(model.path), samples(model)) < 1e-5
     made = TFLITE.lower(model, INT8, samples(model), tmp_path, float_artifact=floating)
     assert made.float_islands == 0

@@ -127,6 +127,21 @@ def load_onnx(model: Model) -> onnx.ModelProto:
         raise InputError(f"{model.path} is not a readable ONNX file: {exc}") from exc
 
 
+def open_onnx_session(data: bytes, name: str) -> None:
+    """Open the graph once, so that an operator that ONNX Runtime lacks is found before it is shipped."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    try:
+        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except Exception as exc:  # its exceptions have no common base
+        raise UnsupportedModelError(
+            f"ONNX Runtime does not take {name}: {exc}", remedy="export it again with a lower opset, or use tflite"
+        ) from exc
+
+
 def nodes_of(graph: Any) -> list[Any]:
     """All nodes of an ONNX graph, those of subgraphs (If, Loop, Scan) included."""
     found: list[Any] = []

@@ -79,9 +79,13 @@ def _read_log(folder: Path) -> str:
 def isolated(folder: Path) -> Iterator[None]:
     """Run the body in ``folder``, off the network, with everything printed (native code included) going to a file."""
     _forbid_network()
+    before = tempfile.tempdir
     tempfile.tempdir = str(folder)  # TensorFlow leaves generated sources among the temporary files
-    with _captured(folder / LOG), contextlib.chdir(folder):
-        yield
+    try:
+        with _captured(folder / LOG), contextlib.chdir(folder):
+            yield
+    finally:
+        tempfile.tempdir = before
 
 
 def _forbid_network() -> None:

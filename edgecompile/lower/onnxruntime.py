@@ -40,7 +40,7 @@ class OnnxRuntime:
     def check(self, model: Model, precision: Precision) -> tuple[str, ...]:
         """See `base.Runtime.check`."""
         _refuse_fp16(precision)
-        _open_session(base.load_onnx(model).SerializeToString(), model.name)
+        base.open_onnx_session(base.load_onnx(model).SerializeToString(), model.name)
         return ()
 
     def lower(
@@ -64,7 +64,7 @@ class OnnxRuntime:
             base.require_fit(model, samples)
             proto = quantize(proto, samples, reduce_range=plan.reduce_range)
         data = proto.SerializeToString(deterministic=True)
-        _open_session(data, model.name)
+        base.open_onnx_session(data, model.name)
         return base.write_artifact(
             data,
             workdir / base.file_name(plan, ".onnx"),
@@ -81,21 +81,6 @@ def _refuse_fp16(precision: Precision) -> None:
         raise InputError(
             "ONNX Runtime has no fast float16 kernels on CPUs", remedy="use fp32 or int8 for the runtime onnxruntime"
         )
-
-
-def _open_session(data: bytes, name: str) -> None:
-    """Open the graph once, so that an operator that ONNX Runtime lacks is found before it is shipped."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    try:
-        onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as exc:  # its exceptions have no common base
-        raise UnsupportedModelError(
-            f"ONNX Runtime does not take {name}: {exc}", remedy="export it again with a lower opset, or use tflite"
-        ) from exc
 
 
 # ------------------------------------------------------------------------------------------------- quantization

@@ -49,13 +49,15 @@ class TensorRT:
         if plan.precision == "fp16":
             proto = float16_onnx.convert(proto, model.name)
         _checked(proto, model.name)
+        data = proto.SerializeToString(deterministic=True)
         return base.write_artifact(
-            proto.SerializeToString(deterministic=True),
+            data,
             workdir / base.file_name(plan, ".onnx"),
             plan=plan,
             inputs=tuple(Port(spec=spec, model_name=spec.name) for spec in model.inputs),
             outputs=tuple(Port(spec=spec, model_name=spec.name) for spec in model.outputs),
             path_taken=_PATH,
+            notes=_how_it_runs_here(data, model.name),
         )
 
 
@@ -71,3 +73,12 @@ def _checked(proto: onnx.ModelProto, name: str) -> None:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as exc:
         raise UnsupportedModelError(f"the ONNX of {name} is not valid: {exc}") from exc
+
+
+def _how_it_runs_here(data: bytes, name: str) -> tuple[str, ...]:
+    """A note where ONNX Runtime cannot open the file, so that its outputs cannot be compared on this machine."""
+    try:
+        base.open_onnx_session(data, name)
+    except UnsupportedModelError as exc:
+        return (f"the ONNX for TensorRT is valid, but was not run here: {exc.message}",)
+    return ()

@@ -1,0 +1,299 @@
+"""How long a model takes to become {float32, float16, int8} TFLite files: edgecompile against the onnx2tf command.
+
+    python -m benchmarks.convert                 # prints a table, writes benchmarks/results/convert.json
+    python -m benchmarks.convert --nets resnet8 --rounds 3
+
+Every conversion runs in a fresh process on the same prepared ONNX file and the same calibration samples, the sides
+taking turns within each round. Three sides:
+
+- ``command``: ``onnx2tf -oiqt`` as its users call it (float32, float16 and integer files; it also writes a SavedModel
+  and, with that option, integer files with int16 activations and float fallback);
+- ``onnx2tf``: edgecompile through onnx2tf's graph conversion, without the SavedModel;
+- ``direct``: edgecompile's own lowering.
+
+``wall`` is the whole process with its imports and child processes, as a build runs it. ``work`` is the same conversion
+in one process that has imported everything before the clock starts (the command cannot be asked for that). Memory is
+the largest resident set of any process of the first kind. A net may also be the path of an ONNX file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NETS = ("resnet8", "mobilenet_v2", "resnet18")
+Side = Literal["command", "onnx2tf", "direct"]
+SIDES: tuple[Side, ...] = ("command", "onnx2tf", "direct")
+SAMPLES = 20
+#: onnx2tf looks for this file in the current folder before it downloads it: there is no network here.
+IMAGES = "calibration_image_sample_data_20x128x128x3_float32.npy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One net as all sides get it: the ONNX file and the samples, in the model's layout."""
+
+    net: str
+    folder: Path
+    input_name: str
+    shape: tuple[int, ...]
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.onnx"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples.npy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One conversion: seconds of wall clock, seconds after imports, and megabytes of the largest process."""
+
+    net: str
+    side: Side
+    round: int
+    wall_s: float
+    work_s: float | None
+    peak_mb: float
+    files: int
+
+
+def main() -> None:
+    """Convert every net by every side, round by round; print the table and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", default=list(NETS))
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=RESULTS / "convert.json")
+    parser.add_argument("--child", nargs=3, metavar=("SIDE", "FOLDER", "HOW"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        convert_here(arguments.child[0], Path(arguments.child[1]), warm=arguments.child[2] == "warm")
+        return
+    with tempfile.TemporaryDirectory(prefix="edgecompile-convert-") as folder:
+        jobs = [prepare(net, Path(folder) / Path(net).stem) for net in arguments.nets]
+        runs = [
+            run(job, side, number)
+            for number in range(arguments.rounds)
+            for job in jobs
+            for side in arguments.sides
+        ]  # fmt: skip
+    show(runs)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(document(runs), indent=1) + "\n")
+
+
+def prepare(net: str, folder: Path) -> Job:
+    """Export a net of the zoo with random weights, prepare it as `edgecompile build` does, and draw the samples."""
+    from edgecompile import model as models
+
+    folder.mkdir(parents=True)
+    source = Path(net)
+    if source.suffix != ".onnx":
+        from tests import zoo
+
+        source = folder / "exported.onnx"
+        _export(zoo.build(net), tuple(zoo.input_shape(net)), source)
+    model = models.load(str(source), folder)
+    (port,) = model.inputs
+    rng = np.random.default_rng(0)
+    np.save(folder / "samples.npy", rng.uniform(0, 1, (SAMPLES, *port.shape[1:])).astype(np.float32))
+    return Job(net=source.stem if net.endswith(".onnx") else net, folder=folder, input_name=port.name, shape=port.shape)
+
+
+def _export(module: Any, shape: tuple[int, ...], path: Path) -> None:
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module.eval(), (torch.zeros(shape),), str(path), input_names=["image"], dynamo=False)
+
+
+def run(job: Job, side: Side, number: int) -> Run:
+    """One conversion in a fresh process and an empty folder; for our sides once more with the imports made before."""
+    wall, peak, files, _ = _timed(job, side, "cold")
+    work = _timed(job, side, "warm")[3] if side != "command" else None
+    print(f"round {number}: {job.net} {side}: {wall:.1f} s", file=sys.stderr)
+    return Run(net=job.net, side=side, round=number, wall_s=wall, work_s=work, peak_mb=peak, files=files)
+
+
+def _timed(job: Job, side: Side, how: str) -> tuple[float, float, int, float | None]:
+    """Seconds of wall clock, megabytes of the largest process, files made, and the seconds the process itself told."""
+    folder = job.folder / "run"
+    folder.mkdir()
+    shutil.copy(job.model, folder / "model.onnx")
+    np.save(folder / IMAGES, np.zeros((20, 128, 128, 3), np.float32))
+    command = _command(job, side, folder, how)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    with (folder / "log.txt").open("wb") as log:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - started
+    process.returncode = status
+    if status != 0:
+        raise SystemExit(f"{job.net} by {side} failed:\n{(folder / 'log.txt').read_text(errors='replace')[-3000:]}")
+    files = _require_files(folder, side)
+    told = folder / "work.json"
+    work = json.loads(told.read_text())["work_s"] if told.is_file() else None
+    shutil.rmtree(folder)
+    return wall, usage.ru_maxrss / 1024, files, work
+
+
+def _command(job: Job, side: Side, folder: Path, how: str) -> list[str]:
+    if side != "command":
+        return [sys.executable, "-m", "benchmarks.convert", "--child", side, str(job.folder), how]
+    np.save(folder / "calibration.npy", np.load(job.samples).transpose(0, 2, 3, 1))
+    neutral = [f"[[[[{','.join([value] * job.shape[1])}]]]]" for value in ("0", "1")]
+    return [
+        str(Path(sys.executable).with_name("onnx2tf")),
+        "-i", "model.onnx", "-o", "out", "-oiqt", "-cind", job.input_name, "calibration.npy", *neutral,
+    ]  # fmt: skip
+
+
+def _require_files(folder: Path, side: Side) -> int:
+    """Count the files, and make sure that the three that are compared are there."""
+    found = sorted(path.name for path in folder.rglob("*.tflite"))
+    endings = ("float32", "float16", "integer_quant") if side == "command" else ("fp32", "fp16", "int8")
+    for ending in endings:
+        if not any(ending in name for name in found):
+            raise SystemExit(f"{side} made no {ending} file, only {found}")
+    return len(found)
+
+
+def convert_here(side: str, folder: Path, *, warm: bool) -> None:
+    """What the measured process of our sides does: three files into the current folder."""
+    if warm:
+        _import_everything(side)
+    from edgecompile import lower
+    from edgecompile.types import Artifact, Plan, Precision
+
+    started = time.perf_counter()
+    model = _model(folder)
+    samples = [{model.inputs[0].name: array[None]} for array in np.load(folder / "samples.npy")]
+    floating: Artifact | None = None
+    precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
+    for precision in precisions:
+        plan = Plan(runtime="tflite", precision=precision)
+        made = lower.RUNTIMES["tflite"].lower(model, plan, samples, Path.cwd(), path=side, float_artifact=floating)
+        floating = floating or made
+    if warm:
+        Path("work.json").write_text(json.dumps({"work_s": time.perf_counter() - started}))
+
+
+def _import_everything(side: str) -> None:
+    """Import what the conversion uses, and have it done in this process instead of a child that would import again."""
+    from edgecompile.lower import child
+
+    used = ["onnx", "ai_edge_litert.interpreter", "ai_edge_quantizer.quantizer", "edgecompile.lower.direct"]
+    for name in [*used, *(["onnx2tf", "onnxruntime"] if side == "onnx2tf" else [])]:
+        importlib.import_module(name)
+
+    def call(function: str, argument: dict[str, Any], folder: Path, **_: object) -> dict[str, Any]:
+        module, _, name = function.partition(":")
+        answer: dict[str, Any] = getattr(importlib.import_module(module), name)({**argument, "folder": str(folder)})
+        return answer
+
+    child.call = call
+
+
+def _model(folder: Path) -> Any:
+    """The prepared model as the loader describes it, without preparing it again."""
+    import onnx
+
+    from edgecompile.types import Model, TensorSpec, file_sha256
+
+    path = folder / "model.onnx"
+    graph = onnx.load(str(path)).graph
+
+    def spec(value: Any) -> TensorSpec:
+        kind = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        return TensorSpec(name=value.name, shape=tuple(d.dim_value for d in kind.shape.dim), dtype=dtype)
+
+    return Model(
+        name=folder.name,
+        path=path,
+        original_path=path,
+        inputs=tuple(spec(value) for value in graph.input),
+        outputs=tuple(spec(value) for value in graph.output),
+        source=str(path),
+        kind="onnx",
+        sha256=file_sha256(path),
+        parameters=0,
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- results
+
+
+def document(runs: Sequence[Run]) -> dict[str, Any]:
+    """All runs and the machine they were made on."""
+    return {
+        "command": "python -m benchmarks.convert",
+        "machine": {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "runs": [asdict(item) for item in runs],
+    }
+
+
+def _cpu() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def show(runs: Sequence[Run]) -> None:
+    """The table: medians with the smallest and largest run, and the ratio to the command with its 95 % interval."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from edgecompile.stats import percentile_ratio
+
+    table = Table(title="model -> {float32, float16, int8} files")
+    for heading in ("net", "side", "wall, s", "work, s", "peak, MB", "times faster (wall)"):
+        table.add_column(heading, justify="left" if heading in ("net", "side") else "right")
+    for net in dict.fromkeys(item.net for item in runs):
+        sides = {side: [r for r in runs if (r.net, r.side) == (net, side)] for side in SIDES}
+        for side, made in sides.items():
+            if not made:
+                continue
+            faster = ""
+            if side != "command" and sides["command"]:
+                ratio = percentile_ratio([[r.wall_s] for r in sides["command"]], [[r.wall_s] for r in made], 50.0)
+                faster = f"{ratio.value:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
+            works = [r.work_s for r in made if r.work_s is not None]
+            peak = f"{statistics.median(r.peak_mb for r in made):.0f}"
+            table.add_row(net, side, _spread([r.wall_s for r in made]), _spread(works), peak, faster)
+    Console(width=None if sys.stdout.isatty() else 110).print(table)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()
