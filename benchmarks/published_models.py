@@ -39,6 +39,7 @@ class Net:
         weights: int = 0,
         inputs: int = 1,
         kernel: tuple[int, ...] = (),
+        groups: int = 1,
     ) -> Net:
         self.operators.append(
             OperatorCost(
@@ -52,6 +53,7 @@ class Net:
                 in_channels=self.shape[0],
                 out_channels=result[0],
                 kernel=kernel,
+                groups=groups,
                 output_shape=(1, *result),
             )
         )
@@ -67,7 +69,7 @@ class Net:
         kind: OperatorClass = "depthwise" if groups == channels > 1 else "pointwise" if size == groups == 1 else "conv"
         return self._add(
             "Conv", kind, result, macs=math.prod(result) * per_output, weights=out * per_output + out,
-            kernel=(size, size),
+            kernel=(size, size), groups=groups,
         )  # fmt: skip
 
     def depthwise(self, size: int, stride: int = 1) -> Net:

@@ -73,8 +73,12 @@ def operator_ms(cost: OperatorCost, table: CostTable, *, threads: int, tile: int
 
 
 def padding(cost: OperatorCost, tile: int) -> float:
-    """How much the output channels grow when rounded up to whole tiles: latency is a staircase in channels."""
-    channels = cost.out_channels
+    """How much the output channels grow when rounded up to whole tiles: latency is a staircase in channels.
+
+    A grouped convolution is rounded up in each group; a depthwise one is computed across its groups.
+    """
+    groups = 1 if cost.op_class == "depthwise" else cost.groups
+    channels = cost.out_channels // groups
     if channels < 1:
         return 1.0
     return math.ceil(channels / tile) * tile / channels

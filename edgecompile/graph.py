@@ -110,8 +110,8 @@ class _Reader:
         except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as exc:
             raise InputError(f"{path} is not an ONNX model, or is damaged: {exc}", remedy="export it again") from exc
         made = {name for node in model.graph.node for name in node.output if name}
-        typed = {v.name for v in (*model.graph.value_info, *model.graph.output)}
-        if not made <= typed:
+        values = (*model.graph.value_info, *model.graph.output)
+        if not made <= {v.name for v in values if _static_shape(v.type.tensor_type) is not None}:
             model = _inferred(model, path)
         reader = cls(model=model, path=path)
         reader._survey()
@@ -245,6 +245,7 @@ class _Reader:
             in_channels=in_channels,
             out_channels=out_channels,
             kernel=weight[2:],
+            groups=group,
         )
 
     def _matrix_product(self, node: onnx.NodeProto, plain: OperatorCost) -> OperatorCost:
@@ -286,7 +287,7 @@ def _inferred(model: onnx.ModelProto, path: Path) -> onnx.ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(model)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError) as exc:
-        raise InputError(f"{path}: the shapes of the model contradict each other: {exc}") from exc
+        raise InputError(f"{path}: the shapes of the model cannot be worked out: {exc}") from exc
 
 
 def _static_shape(tensor: Any) -> Shape | None:

@@ -99,7 +99,7 @@ class OperatorCost:
     """What one fused operator (a Conv with its BatchNorm, bias and activation counts once) asks of a device.
 
     ``macs`` are multiply-accumulates; ``*_elements`` are tensor elements, so that bytes follow from the precision.
-    ``in_channels``/``out_channels`` are 0 where the notion does not apply.
+    ``in_channels``/``out_channels`` are 0 where the notion does not apply; ``groups`` is that of a convolution.
     """
 
     name: str
@@ -113,6 +113,7 @@ class OperatorCost:
     out_channels: int = 0
     kernel: tuple[int, ...] = ()
     output_shape: tuple[int, ...] = ()
+    groups: int = 1
 
 
 # -------------------------------------------------------------------------------------------------- requests
