@@ -123,6 +123,8 @@ class Builder:
             results = infer(op, inputs)
         except IRError as exc:
             raise RefusedError(str(exc)) from exc
+        if any(prod(shape) == 0 for shape, _ in results):
+            return tuple(self._without_elements(shape, dtype) for shape, dtype in results)
         limit = support.max_rank(op, inputs)
         if limit is not None and max(v.rank for v in inputs) > limit:
             return (self._on_fewer_axes(op, inputs, results[0][0], limit),)
@@ -131,8 +133,6 @@ class Builder:
             raise RefusedError(reason)
         values = []
         for shape, dtype in results:
-            if prod(shape) == 0:
-                raise RefusedError(f"it makes a tensor without elements, of shape {shape}")
             if prod(shape) > MAX_ELEMENTS:
                 raise RefusedError(f"it makes a tensor of {prod(shape)} elements")
             name = self.graph.fresh(f"{self.stem}/{type(op).__name__.lower()}")
@@ -141,6 +141,12 @@ class Builder:
         self.made.update(names)
         self.graph.add(Node(op=op, inputs=tuple(v.name for v in inputs), outputs=names, origin=self.origin))
         return tuple(values)
+
+    def _without_elements(self, shape: Shape, dtype: str) -> Value:
+        """A tensor without elements is known, whatever makes it."""
+        if prod(shape):
+            raise RefusedError("some of its results have no elements")
+        return self.constant(np.zeros(shape), dtype)
 
     def _on_fewer_axes(self, op: Op, inputs: Sequence[Value], shape: Shape, limit: int) -> Value:
         """An operator of a higher rank than its kernel takes, between reshapes."""

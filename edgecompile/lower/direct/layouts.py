@@ -153,12 +153,15 @@ def _reshape(op: ir.Reshape, ins: Sequence[Value], outs: Sequence[Value], hint: 
     """Before: any layout in which each group of axes that is merged or split lies together, in order."""
     old, new = ins[0].shape, outs[0].shape
     if hint.source is not None:
-        target = carry(hint.source[1], old, new)
+        source = hint.source[1]
+        target = carry(source, old, new)
         if target is None:
-            return None
+            source = _gathered(source, old, new)
+            target = carry(source, old, new)
+            assert target is not None
         if hint.target is not None and same_order(new, hint.target[1], target):
             target = hint.target[1]
-        return Placement(inputs=(hint.source[1],), outputs=(target,))
+        return Placement(inputs=(source,), outputs=(target,))
     if hint.target is not None:
         source = carry(hint.target[1], new, old)
         return None if source is None else Placement(inputs=(source,), outputs=(hint.target[1],))
@@ -177,6 +180,16 @@ def carry(layout: Layout, old: Shape, new: Shape) -> Layout | None:
         order = order[len(before) :]
         moved.extend(after)
     return _with_unit_axes(moved, new)
+
+
+def _gathered(layout: Layout, old: Shape, new: Shape) -> Layout:
+    """The layout nearest to ``layout`` that a reshape can take: each group is brought to where its first axis lies."""
+    groups = _groups(old, new)
+    found: list[int] = []
+    for axis in layout:
+        if axis not in found:
+            found.extend(groups[axis][0] if axis in groups else [axis])
+    return tuple(found)
 
 
 def _groups(old: Shape, new: Shape) -> dict[int, tuple[list[int], list[int]]]:

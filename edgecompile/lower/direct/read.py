@@ -54,7 +54,9 @@ class Reader:
             self._read_node(node)
         for output in self.proto.graph.output:
             value = self._values.get(output.name)
-            if value is not None:
+            if value is not None and value.elements == 0:
+                self._refuse("Output", output.name, f"it has no elements: {value.shape}")
+            elif value is not None:
                 self.graph.outputs.append((output.name, value.name))
             elif output.name not in self._unknown:
                 self._refuse("Output", output.name, "nothing in the graph makes it")

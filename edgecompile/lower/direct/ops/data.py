@@ -13,7 +13,7 @@ from edgecompile.lower.direct.read import Handler
 def _concat(b: Builder, node: OnnxNode) -> Value:
     values = [node.required(i) for i in range(len(node.inputs))]
     axis = axis_of(node.integer("axis", 1 if node.opset < 4 else 0), values[0].rank)
-    kept = [v for v in values if v.elements]
+    kept = [v for v in values if v.elements] or values[:1]
     return kept[0] if len(kept) == 1 else b.add(ir.Concat(axis=axis), *kept)
 
 
@@ -29,11 +29,12 @@ def _split(b: Builder, node: OnnxNode) -> list[Value]:
         sizes = (*(part,) * (count - 1), x.shape[axis] - part * (count - 1))
         if node.opset < 18 and part * count != x.shape[axis]:
             raise RefusedError(f"{x.shape[axis]} elements do not split into {count} equal parts")
-    if min(sizes, default=0) <= 0:
+    if min(sizes, default=-1) < 0 or sum(sizes) != x.shape[axis]:
         raise RefusedError(f"it splits {x.shape[axis]} elements into {sizes}")
-    if len(sizes) == 1:
-        return [x]
-    return list(b.add_all(ir.Split(axis=axis, sizes=tuple(sizes)), x))
+    filled = tuple(size for size in sizes if size)
+    parts = iter(b.add_all(ir.Split(axis=axis, sizes=filled), x) if len(filled) > 1 else [x])
+    empty = [*x.shape[:axis], 0, *x.shape[axis + 1 :]]
+    return [next(parts) if size else b.constant(np.zeros(empty), x.dtype) for size in sizes]
 
 
 def _slice(b: Builder, node: OnnxNode) -> Value:
@@ -55,7 +56,7 @@ def _slice(b: Builder, node: OnnxNode) -> Value:
         places = range(*slice(start, end, step).indices(x.shape[axis]))
         begin[axis], size[axis], strides[axis] = places.start, len(places), step if len(places) > 1 else 1
     if min(size, default=1) == 0:
-        raise RefusedError("it leaves no elements")
+        return b.constant(np.zeros(size), x.dtype)
     if tuple(size) == x.shape and all(s == 1 for s in strides):
         return x
     return b.add(ir.Slice(begin=tuple(begin), size=tuple(size), strides=tuple(strides)), x)

@@ -118,8 +118,9 @@ class _Placer:
             value = self.graph.values[name]
             final = [self._file_layout(value)] if self.graph.is_output(name) else []
             targets += [(i, layout) for layout in dict.fromkeys([*self._demands(name, node), *final])]
-        hints = [Hint(), *(Hint(source=s) for s in sources), *(Hint(target=t) for t in targets)]
-        hints += [Hint(source=s, target=t) for s in sources for t in targets]
+        # Of equal cost the first is taken: what follows the operands before what the model says.
+        hints = [Hint(source=s, target=t) for s in sources for t in targets]
+        hints += [*(Hint(source=s) for s in sources), *(Hint(target=t) for t in targets), Hint()]
         found = [layouts.place(node, inputs, outputs, hint) for hint in hints]
         return [placement for placement in found if placement is not None]
 

@@ -6,19 +6,24 @@ Before::                                        After::
     Transpose(Transpose(x, p), q)                   Transpose(x, p * q), or x
     Pad(Pad(x, a), b), both with one constant       Pad(x, a + b)
     Reshape(x), Slice(x), ... to what it is         x
+    Slice(Slice(x)), strides of both above 0        Slice(x)
     Add(Add(x, 1), 2), Mul(Mul(x, 2), 3)            Add(x, 3), Mul(x, 6)
+    Div(x, Sqrt(y))                                 Mul(x, Rsqrt(y))
+    Reshape(Reduce(x, keepdims)), axes dropped      Reduce(x)
+    Relu(Reshape(x)), Add(Reshape(x), Reshape(y))   Reshape(Relu(x)), Reshape(Add(x, y))
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from edgecompile.lower.direct import ir
-from edgecompile.lower.direct.ir import Graph, Node, Op, identity
-from edgecompile.lower.direct.passes.rewriter import constant_of, take_over
+from edgecompile.lower.direct.ir import Graph, Node, Op, Shape, identity
+from edgecompile.lower.direct.passes.rewriter import add, constant_of, take_over
 
 
 def run(graph: Graph) -> None:
@@ -49,8 +54,23 @@ def _reshape(graph: Graph, node: Node, op: ir.Reshape) -> bool:
         return _drop(graph, node)
     before = _before(graph, node, ir.Reshape)
     if before is None:
-        return False
+        return _reshape_of_reduce(graph, node, op)
     take_over(graph, node, op, before.inputs)
+    return True
+
+
+def _reshape_of_reduce(graph: Graph, node: Node, op: ir.Reshape) -> bool:
+    before = _before(graph, node, ir.Reduce)
+    if before is None or graph.only_consumer(node.inputs[0]) is not node:
+        return False
+    reduce = before.op
+    assert isinstance(reduce, ir.Reduce)
+    x = graph.values[before.inputs[0]]
+    dropped = tuple(d for axis, d in enumerate(x.shape) if axis not in reduce.axes)
+    if not reduce.keepdims or op.shape != dropped:
+        return False
+    graph.remove(before)
+    take_over(graph, node, replace(reduce, keepdims=False), before.inputs, origin=before.origin)
     return True
 
 
@@ -79,12 +99,83 @@ def _pad(graph: Graph, node: Node, op: ir.Pad) -> bool:
 
 
 def _slice(graph: Graph, node: Node, op: ir.Slice) -> bool:
-    whole = op.size == graph.values[node.inputs[0]].shape and all(s == 1 for s in op.strides)
-    return whole and _drop(graph, node)
+    if op.size == graph.values[node.inputs[0]].shape and all(s == 1 for s in op.strides):
+        return _drop(graph, node)
+    before = _before(graph, node, ir.Slice)
+    if before is None or graph.only_consumer(node.inputs[0]) is not node:
+        return False
+    inner = before.op
+    assert isinstance(inner, ir.Slice)
+    if min(*op.strides, *inner.strides) < 1:
+        return False
+    begin = tuple(b + s * a for a, b, s in zip(op.begin, inner.begin, inner.strides, strict=True))
+    strides = tuple(a * b for a, b in zip(op.strides, inner.strides, strict=True))
+    take_over(graph, node, ir.Slice(begin=begin, size=op.size, strides=strides), before.inputs)
+    return True
+
+
+def _sink_reshape(graph: Graph, node: Node) -> bool:
+    """Let an elementwise operator work before the reshapes of its operands, where they all reshape alike."""
+    shapes = {graph.values[name].shape for name in node.inputs if graph.values[name].elements != 1}
+    makers = [graph.producer(name) for name in node.inputs]
+    reshapes = [m for m in makers if m is not None and isinstance(m.op, ir.Reshape)]
+    if not reshapes or any(graph.only_consumer(m.outputs[0]) is not node for m in reshapes):
+        return False
+    inner = graph.values[reshapes[0].inputs[0]].shape
+    outer = graph.values[node.outputs[0]].shape
+    sources = [_unreshaped(graph, name, maker, inner, outer) for name, maker in zip(node.inputs, makers, strict=True)]
+    if any(s is None for s in sources) or (
+        len(reshapes) < 2 and shapes != {outer} and not _only_unit_axes(inner, outer)
+    ):
+        return False
+    names = tuple(s for s in sources if s is not None)
+    moved = add(graph, node.op, names, f"{node.outputs[0]}/inner", node.origin)
+    take_over(graph, node, ir.Reshape(shape=outer), (moved.name,))
+    return True
+
+
+def _unreshaped(graph: Graph, name: str, maker: Node | None, inner: Shape, outer: Shape) -> str | None:
+    """An operand as it is before the reshape from ``inner`` to ``outer``."""
+    value = graph.values[name]
+    if value.data is not None and value.elements == 1:
+        return name if value.rank == 0 else graph.constant(value.data.reshape(()), name).name
+    if value.data is not None and _only_unit_axes(inner, outer) and value.rank == len(outer):
+        return graph.constant(value.data.reshape(_unit_shape(value.shape, inner, outer)), name).name
+    if maker is None or not isinstance(maker.op, ir.Reshape) or value.shape != outer:
+        return None
+    return maker.inputs[0] if graph.values[maker.inputs[0]].shape == inner else None
+
+
+def _only_unit_axes(inner: Shape, outer: Shape) -> bool:
+    """Whether a reshape adds or removes axes of size 1, and nothing else."""
+    return [d for d in inner if d != 1] == [d for d in outer if d != 1]
+
+
+def _unit_shape(shape: Shape, inner: Shape, outer: Shape) -> Shape:
+    """The shape of what broadcasts to ``outer`` for ``inner``, which has other axes of size 1."""
+    sizes = iter([shape[axis] for axis, d in enumerate(outer) if d != 1])
+    return tuple(1 if d == 1 else next(sizes) for d in inner)
+
+
+def _unary(graph: Graph, node: Node, op: Op) -> bool:
+    return _sink_reshape(graph, node)
+
+
+def _div(graph: Graph, node: Node, op: ir.Binary) -> bool:
+    root = graph.producer(node.inputs[1])
+    if op.kind != "DIV" or root is None or root.op != ir.Unary(kind="SQRT"):
+        return False
+    if graph.only_consumer(node.inputs[1]) is not node:
+        return False
+    inverse = add(graph, ir.Unary(kind="RSQRT"), root.inputs, f"{node.outputs[0]}/rsqrt", root.origin)
+    take_over(graph, node, replace(op, kind="MUL"), (node.inputs[0], inverse.name))
+    return True
 
 
 def _binary(graph: Graph, node: Node, op: ir.Binary) -> bool:
     """Join a chain of additions, or of products, of constants."""
+    if _div(graph, node, op) or _sink_reshape(graph, node):
+        return True
     if op.kind not in ("ADD", "MUL") or graph.values[node.outputs[0]].dtype != "float32":
         return False
     for x, c in (node.inputs, node.inputs[::-1]):
@@ -106,8 +197,11 @@ def _binary(graph: Graph, node: Node, op: ir.Binary) -> bool:
 
 _RULES: dict[type[Op], Callable[[Graph, Node, Any], bool]] = {
     ir.Binary: _binary,
+    ir.Gelu: _unary,
+    ir.LeakyRelu: _unary,
     ir.Pad: _pad,
     ir.Reshape: _reshape,
     ir.Slice: _slice,
     ir.Transpose: _transpose,
+    ir.Unary: _unary,
 }
