@@ -38,9 +38,8 @@ def measure(paths: Sequence[Path], options: bench.BenchOptions, progress: Progre
     artifacts = [_artifact(path) for path in paths]
     with progress.stage(f"Measure {len(artifacts)} files, interleaved"), LocalTransport() as transport:
         result = bench.measure(artifacts, transport, options)
-    for measurement in result.measurements:
-        for warning in measurement.warnings:
-            progress.warn(warning)
+    for warning in dict.fromkeys(w for m in result.measurements for w in m.warnings):
+        progress.warn(warning)
     ratios = [None if i == 0 else result.ratio(i, 0) for i in range(len(artifacts))]
     return BenchReport(names=tuple(str(path) for path in paths), measurements=result.measurements, ratios=tuple(ratios))
 

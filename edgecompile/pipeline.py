@@ -478,9 +478,8 @@ def _measured(job: _Job, candidates: Sequence[Candidate]) -> list[Candidate]:
     with job.progress.stage(f"Measure {len(with_files)} files, interleaved"):
         measurements = job.store.cached("measure", key, _Measurements, make).items
     by_plan = {c.plan: m for c, m in zip(with_files, measurements, strict=True)}
-    for measurement in measurements:
-        for warning in measurement.warnings:
-            job.progress.warn(f"{measurement.runtime}: {warning}")
+    for warning in dict.fromkeys(w for m in measurements for w in m.warnings):
+        job.progress.warn(warning)
     return [replace(c, measurement=by_plan.get(c.plan)) for c in candidates]
 
 
