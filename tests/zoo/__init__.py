@@ -82,13 +82,13 @@ def small(name: str, seed: int = 0) -> tuple[nn.Module, dict[str, Shape]]:
     return _make(entry.small, entry.small_inputs, seed), dict(entry.small_inputs)
 
 
-def export_onnx(name: str, path: Path, opset: int = 17, *, size: str = "full", seed: int = 0) -> Path:
+def export_onnx(name: str, path: Path, opset: int = 18, *, size: str = "full", seed: int = 0) -> Path:
     """Write an architecture (``size`` "full" or "small") as ONNX; the same arguments give the same bytes."""
     module, shapes = small(name, seed) if size == "small" else (build(name, seed), input_shapes(name))
     return export_module(module, shapes, path, opset)
 
 
-def export_module(module: nn.Module, shapes: dict[str, Shape], path: Path, opset: int = 17) -> Path:
+def export_module(module: nn.Module, shapes: dict[str, Shape], path: Path, opset: int = 18) -> Path:
     """Write a module as ONNX without the exporter's notes on source lines, which differ from one checkout to another.
 
     The exporter writes opset 18 and newer itself; older ones come of its version converter, and where that fails the

@@ -33,9 +33,7 @@ def divisible(channels: float, by: int = 8) -> int:
 class SqueezeExcite(nn.Module):
     """Channel attention (Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv:1709.01507)."""
 
-    def __init__(
-        self, channels: int, squeezed: int, act: Activation = nn.ReLU, gate: Activation = nn.Sigmoid
-    ) -> None:
+    def __init__(self, channels: int, squeezed: int, act: Activation = nn.ReLU, gate: Activation = nn.Sigmoid) -> None:
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.reduce, self.expand = nn.Conv2d(channels, squeezed, 1), nn.Conv2d(squeezed, channels, 1)

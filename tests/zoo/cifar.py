@@ -79,6 +79,4 @@ def tiny_resnet8(width: int = 16, classes: int = 10) -> nn.Module:
     """The image classifier of MLPerf Tiny: 78,666 parameters, 12.5 million multiplications."""
     stem = nn.Sequential(nn.Conv2d(3, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU())
     stacks = (TinyStack(width, width, 1), TinyStack(width, 2 * width, 2), TinyStack(2 * width, 4 * width, 2))
-    return nn.Sequential(
-        stem, *stacks, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(4 * width, classes), nn.Softmax(dim=1)
-    )
+    return nn.Sequential(stem, *stacks, nn.AvgPool2d(8), nn.Flatten(), nn.Linear(4 * width, classes), nn.Softmax(dim=1))

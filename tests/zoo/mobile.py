@@ -73,7 +73,14 @@ def mobilenet_v3(large: bool = True, width: float = 1.0, classes: int = 1000) ->
 
 def mnasnet(width: float = 1.0, classes: int = 1000) -> nn.Module:
     """MnasNet-B1: without squeeze-excitation, ReLU."""
-    plan = ((3, 3, 24, 3, 2), (5, 3, 40, 3, 2), (5, 6, 80, 3, 2), (3, 6, 96, 2, 1), (5, 6, 192, 4, 2), (3, 6, 320, 1, 1))
+    plan = (
+        (3, 3, 24, 3, 2),
+        (5, 3, 40, 3, 2),
+        (5, 6, 80, 3, 2),
+        (3, 6, 96, 2, 1),
+        (5, 6, 192, 4, 2),
+        (3, 6, 320, 1, 1),
+    )
     stem, cin = divisible(32 * width), divisible(16 * width)
     layers = [conv_bn(3, stem, 3, 2), conv_bn(stem, stem, 3, groups=stem), conv_bn(stem, cin, 1, act=None)]
     blocks: list[nn.Module] = []
