@@ -123,7 +123,8 @@ NETS = {
         shapes=image(224),
         small=partial(googlenet, 8, 10),
         small_shapes=image(64),
-        parameters=6_624_904,
+        # 6,998,552 with biases as in the Caffe release, and 7,280 more since a norm has two values a channel.
+        parameters=7_005_832,
     ),
     "inception_v3_blocks": Net(
         full=inception_v3_blocks, shapes=image(149), small=partial(inception_v3_blocks, 16, 10), small_shapes=image(63)
