@@ -7,6 +7,7 @@ of what made it, so the same command goes on where a killed one was.
 from __future__ import annotations
 
 import datetime
+import functools
 import importlib.metadata
 import logging
 import shutil
@@ -343,7 +344,7 @@ def _float_artifact(job: _Job, plan: Plan, original: RunFunction) -> tuple[Artif
 
 
 def _lowered(job: _Job, plan: Plan, path: str, float_artifact: Artifact | None) -> Artifact:
-    key = digest(job.model.sha256, plan, path, job.data.digest if plan.calibration_samples else "", __version__)
+    key = digest(job.model.sha256, plan, path, job.data.digest if plan.calibration_samples else "", _versions())
 
     def make(folder: Path) -> Artifact:
         return lower.RUNTIMES[plan.runtime].lower(
@@ -367,7 +368,7 @@ def _some(samples: Sequence[Arrays], count: int) -> list[Arrays]:
 
 
 def _float_parity(job: _Job, plan: Plan, artifact: Artifact, original: RunFunction) -> Parity:
-    key = digest("float", artifact.sha256, job.model.sha256, job.data.digest, __version__)
+    key = digest("float", artifact.sha256, job.model.sha256, job.data.digest, _versions())
 
     def make(_: Path) -> Parity:
         return parity.float_gate(execute.artifact(artifact), original, _some(job.data.calibration, PARITY_SAMPLES))
@@ -398,7 +399,7 @@ def _quantized_artifact(job: _Job, plan: Plan, floating: Artifact) -> Artifact:
 
 
 def _compare_quantized(job: _Job, plan: Plan, artifact: Artifact, floating: Artifact) -> Parity:
-    key = digest("quantized", artifact.sha256, floating.sha256, job.data.digest, __version__)
+    key = digest("quantized", artifact.sha256, floating.sha256, job.data.digest, _versions())
 
     def make(_: Path) -> Parity:
         samples = _some(job.data.validation or job.data.calibration, 64)
@@ -468,7 +469,7 @@ def _measured(job: _Job, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Measure all files on this machine, interleaved, so that their figures can be compared."""
     with_files = [c for c in candidates if c.artifact is not None]
     options = _bench_options(job)
-    key = digest([c.artifact.sha256 for c in with_files if c.artifact], options, machine_id())
+    key = digest([c.artifact.sha256 for c in with_files if c.artifact], options, machine_id(), _versions())
 
     def make(_: Path) -> _Measurements:
         artifacts = [c.artifact for c in with_files if c.artifact is not None]
@@ -536,7 +537,7 @@ def _accuracy(
     artifact = candidate.artifact
     assert artifact is not None
     samples = job.data.validation if part == "validation" else job.data.evaluation
-    key = digest(part, artifact.sha256, job.model.sha256, job.data.digest, len(samples), __version__)
+    key = digest(part, artifact.sha256, job.model.sha256, job.data.digest, len(samples), _versions())
     return job.store.cached(
         "accuracy",
         key,
@@ -704,7 +705,9 @@ _RECORDED = (
 )
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
+    """The versions that results depend on: they key the work folder and stand in the manifest."""
     found = {"edgecompile": __version__}
     for name in _RECORDED:
         try:
