@@ -1,0 +1,123 @@
+"""Measure this x86 machine for the profile that it is, as rows for `fit_profiles.py`.
+
+    python benchmarks/measure_x86.py                        # replaces this device's rows in measured_latencies.csv
+    python benchmarks/measure_x86.py --nets mobilenet_v2 --print
+
+Each net of the zoo that the table of published models knows is lowered to LiteRT and ONNX Runtime files in FP32 and
+INT8, and its files are measured interleaved with one thread. What is kept is the 10th percentile: on a machine that
+others use too, it is nearer to an undisturbed run than the median. Random weights: latency does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import published_models  # noqa: E402
+from edgecompile import bench, lower, model, profiles  # noqa: E402
+from edgecompile.transport.local import LocalTransport  # noqa: E402
+from edgecompile.types import Arrays, Artifact, Plan, Precision, RuntimeName  # noqa: E402
+from tests import zoo  # noqa: E402
+
+TABLE = ROOT / "benchmarks" / "measured_latencies.csv"
+FIELDS = ("device", "runtime", "threads", "precision", "model", "resolution", "latency_ms", "source")
+#: The profile that a machine is -> the device's name in the table.
+DEVICES = {"x86-avx2": "x86 AVX2", "x86-avx512-vnni": "x86 AVX-512 VNNI"}
+_RESOLUTION = 224
+_PERCENTILE = 10.0
+_SAMPLES = 8
+
+
+def nets() -> list[str]:
+    """Nets of the zoo whose operators the table of published models lists, at 224 x 224."""
+    shape = (1, 3, _RESOLUTION, _RESOLUTION)
+    return [n for n in zoo.NAMES if n in published_models.MODELS and tuple(zoo.input_shapes(n).values()) == (shape,)]
+
+
+def artifacts(name: str, folder: Path) -> list[Artifact]:
+    """The LiteRT and ONNX Runtime files of a net, FP32 and INT8."""
+    (shape,) = zoo.input_shapes(name).values()
+    loaded = model.load(f"tests.zoo:{name}", folder / "model", input_shapes=shape, trust=True)
+    generator = np.random.default_rng(0)
+    samples: list[Arrays] = [
+        {s.name: generator.normal(size=s.shape).astype(np.float32) for s in loaded.inputs} for _ in range(_SAMPLES)
+    ]
+    made: list[Artifact] = []
+    for runtime in ("tflite", "onnxruntime"):
+        floating = _lower(loaded, runtime, "fp32", samples, folder / runtime, None)
+        made += [floating, _lower(loaded, runtime, "int8", samples, folder / f"{runtime}-int8", floating)]
+    return made
+
+
+def _lower(
+    loaded: model.Model,
+    runtime: RuntimeName,
+    precision: Precision,
+    samples: Sequence[Arrays],
+    folder: Path,
+    floating: Artifact | None,
+) -> Artifact:
+    folder.mkdir()
+    plan = Plan(runtime=runtime, precision=precision, calibration_samples=_SAMPLES if precision == "int8" else 0)
+    return lower.RUNTIMES[runtime].lower(loaded, plan, samples, folder, float_artifact=floating)
+
+
+def measure(name: str, device: str) -> list[dict[str, str]]:
+    """The rows of one net."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = artifacts(name, Path(folder))
+        options = bench.BenchOptions(percentile=_PERCENTILE)
+        with LocalTransport() as transport:
+            found = bench.measure(files, transport, options).measurements
+    return [
+        {
+            "device": device,
+            "runtime": "litert" if file.runtime == "tflite" else file.runtime,
+            "threads": "1",
+            "precision": file.precision,
+            "model": name,
+            "resolution": str(_RESOLUTION),
+            "latency_ms": f"{measurement.value_ms:.3g}",
+            "source": f"benchmarks/measure_x86.py, {measurement.runtime} {measurement.runtime_version}",
+        }
+        for file, measurement in zip(files, found, strict=True)
+    ]
+
+
+def _replace_rows(device: str, rows: list[dict[str, str]]) -> None:
+    with TABLE.open(encoding="utf-8", newline="") as stream:
+        kept = [row for row in csv.DictReader(stream) if row["device"] != device]
+    with TABLE.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows([*kept, *rows])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, and unless told otherwise replace the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", choices=nets(), default=nets(), help="which nets (default: all)")
+    parser.add_argument("--print", action="store_true", help="print the rows and leave the table alone")
+    options = parser.parse_args(arguments)
+    device = DEVICES[profiles.load("x86").name]
+    rows: list[dict[str, str]] = []
+    for name in options.nets:
+        rows += measure(name, device)
+        for row in rows[-4:]:
+            print(",".join(row.values()), flush=True)
+    if not options.print:
+        _replace_rows(device, rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
