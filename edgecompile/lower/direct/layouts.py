@@ -153,15 +153,12 @@ def _reshape(op: ir.Reshape, ins: Sequence[Value], outs: Sequence[Value], hint: 
     """Before: any layout in which each group of axes that is merged or split lies together, in order."""
     old, new = ins[0].shape, outs[0].shape
     if hint.source is not None:
-        source = hint.source[1]
-        target = carry(source, old, new)
-        if target is None:
-            source = _gathered(source, old, new)
-            target = carry(source, old, new)
-            assert target is not None
-        if hint.target is not None and same_order(new, hint.target[1], target):
-            target = hint.target[1]
-        return Placement(inputs=(source,), outputs=(target,))
+        nearest = _gathered(hint.source[1], old, new)
+        moved = carry(nearest, old, new)
+        if moved is None:
+            return None
+        wanted = hint.target is not None and same_order(new, hint.target[1], moved)
+        return Placement(inputs=(nearest,), outputs=(hint.target[1] if wanted and hint.target else moved,))
     if hint.target is not None:
         source = carry(hint.target[1], new, old)
         return None if source is None else Placement(inputs=(source,), outputs=(hint.target[1],))

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from edgecompile.lower.direct.ops import activation, conv, data, elementwise, linear, norm, pool, reduce, resize, shape
+from edgecompile.lower.direct.ops import (
+    activation,
+    conv,
+    data,
+    elementwise,
+    linear,
+    norm,
+    pool,
+    recurrent,
+    reduce,
+    resize,
+    shape,
+)
 from edgecompile.lower.direct.read import Handler
 
 HANDLERS: dict[str, Handler] = {
@@ -13,6 +25,7 @@ HANDLERS: dict[str, Handler] = {
     **linear.HANDLERS,
     **norm.HANDLERS,
     **pool.HANDLERS,
+    **recurrent.HANDLERS,
     **reduce.HANDLERS,
     **resize.HANDLERS,
     **shape.HANDLERS,
