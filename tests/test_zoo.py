@@ -44,6 +44,11 @@ def test_the_full_net_has_the_published_number_of_parameters(name: str) -> None:
     assert zoo.parameter_count(name) == zoo.NETS[name].parameters
 
 
+@pytest.mark.parametrize(("name", "millions"), [("ghostnet", 5.18), ("repvgg_a0", 9.11), ("shufflenet_v1_g3", 1.87)])
+def test_the_full_net_has_about_the_published_number_of_parameters(name: str, millions: float) -> None:
+    assert round(zoo.parameter_count(name) / 1e6, 2) == millions
+
+
 @pytest.mark.parametrize("name", zoo.NAMES)
 def test_weights_depend_on_the_seed_only(name: str) -> None:
     state = torch.random.get_rng_state()

@@ -40,6 +40,11 @@ NETS: dict[str, common.Net] = {
     **repvgg.NETS,
     **ghostnet.NETS,
     **convnext.NETS,
+    **densenet.NETS,
+    **regnet.NETS,
+    **repvgg.NETS,
+    **ghostnet.NETS,
+    **convnext.NETS,
 }
 
 NAMES: tuple[str, ...] = tuple(NETS)

@@ -14,9 +14,7 @@ class NormConv(nn.Sequential):
     """The order of pre-activation nets: BatchNorm, ReLU, convolution. No norm of these folds into a convolution."""
 
     def __init__(self, cin: int, cout: int, kernel: int) -> None:
-        super().__init__(
-            nn.BatchNorm2d(cin), nn.ReLU(), nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False)
-        )
+        super().__init__(nn.BatchNorm2d(cin), nn.ReLU(), nn.Conv2d(cin, cout, kernel, padding=kernel // 2, bias=False))
 
 
 class DenseLayer(nn.Module):

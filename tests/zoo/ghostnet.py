@@ -71,6 +71,5 @@ NETS = {
         shapes=image(224),
         small=partial(ghostnet, 0.25, 64, 10),
         small_shapes=image(64),
-        parameters=5_182_840,
     )
 }

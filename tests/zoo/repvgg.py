@@ -63,7 +63,6 @@ NETS = {
         shapes=image(224),
         small=partial(repvgg, (1, 2, 2), (16, 16, 32), 10),
         small_shapes=image(32),
-        parameters=9_108_728,
     ),
     "vgg11": Net(
         full=vgg11,
