@@ -89,10 +89,10 @@ class Group:
         return [residual for (name, _, _), residual in self.left_out.items() if name == device]
 
     @cached_property
-    def family_left_out(self) -> list[float]:
+    def family_left_out(self) -> dict[tuple[str, str, int], float]:
         """Residuals with all sizes of a network left out together; empty where every row is of one family."""
         shape = self.shape.model if self.shape else None
-        return list(lm.leave_one_model_out(self.rows, self.settings, shape=shape, by_family=True).values())
+        return lm.leave_one_model_out(self.rows, self.settings, shape=shape, by_family=True)
 
     def sigma(self, device: str) -> float:
         """The error to expect on a new network, as a logarithm's standard deviation.
@@ -104,8 +104,8 @@ class Group:
         if self.shape is not None:
             everyone = everyone + list(self.shape.left_out.values())
         total = sum(r * r for r in own) + _SHRINKAGE * _rms(everyone) ** 2
-        families = self.family_left_out or (self.sibling.family_left_out if self.sibling else [])
-        floor = _rms(families) if families else _UNTESTED_SIGMA
+        families = self.family_left_out or (self.sibling.family_left_out if self.sibling else {})
+        floor = _rms(list(families.values())) if families else _UNTESTED_SIGMA
         return max(math.sqrt(total / (len(own) + _SHRINKAGE)), floor)
 
 
@@ -376,7 +376,7 @@ def _table(runtime: str, precision: str, found: Found) -> Table:
         "rows": len(found.rows),
         "runtime": found.runtime,
         "median_error": found.median_error,
-        "interval_factor": interval_factor(found),
+        "interval_factor": interval_factor(found.sigma, len(found.rows)),
         "extrapolated": found.extrapolated,
         "basis": found.basis,
     }
@@ -389,9 +389,9 @@ def _table(runtime: str, precision: str, found: Found) -> Table:
     )
 
 
-def interval_factor(found: Found) -> float:
+def interval_factor(sigma: float, rows: int) -> float:
     """The 95 % interval's factor: Student's quantile, since few rows tell little of their own spread."""
-    return math.exp(float(stats.t.ppf(0.975, len(found.rows) + _SHRINKAGE)) * found.sigma)
+    return math.exp(float(stats.t.ppf(0.975, rows + _SHRINKAGE)) * sigma)
 
 
 def _rounded(value: Any) -> Any:
@@ -468,7 +468,7 @@ def profile_lines(profile: str, tables: Sequence[Table]) -> list[str]:
         inside = _median_error(math.log(found.predict(row) / row.latency_ms) for row in _same_runtime(table))
         cells = (
             profile, f"{table.runtime} {table.precision}", f"{len(found.rows)} {found.runtime if found.rows else ''}",
-            _percent(inside), _percent(found.median_error), f"{interval_factor(found):.2f}",
+            _percent(inside), _percent(found.median_error), f"{interval_factor(found.sigma, len(found.rows)):.2f}",
             "yes" if found.extrapolated else "no",
         )  # fmt: skip
         lines.append("| " + " | ".join(cell.strip() for cell in cells) + " |")
@@ -491,10 +491,25 @@ def group_lines(groups: Groups) -> list[str]:
         cells = (
             group.name, str(len(group.rows)), str(len({row.device for row in group.rows})),
             str(len({row.network for row in group.rows})), _percent(inside),
-            _percent(_median_error(group.left_out.values())), _percent(_median_error(group.family_left_out)),
+            _percent(_median_error(group.left_out.values())), _percent(_median_error(group.family_left_out.values())),
         )  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def coverage(groups: Groups) -> tuple[int, int]:
+    """How many left-out rows of the runtimes that profiles stand on lie within their intervals, and of how many.
+
+    Each row counts twice where it can: with its model left out, and with its family left out.
+    """
+    inside = total = 0
+    for group in groups.made():
+        if group.runtime == "ncnn":  # only the factors of its devices are used, never its estimates
+            continue
+        for (device, _, _), residual in [*group.left_out.items(), *group.family_left_out.items()]:
+            inside += abs(residual) <= math.log(interval_factor(group.sigma(device), len(group.own(device))))
+            total += 1
+    return inside, total
 
 
 def report(all_tables: dict[str, list[Table]], groups: Groups) -> str:
@@ -507,6 +522,10 @@ def report(all_tables: dict[str, list[Table]], groups: Groups) -> str:
         "| shared model | rows | devices | models | in-sample | model left out | family left out |",
         "|---|---|---|---|---|---|---|",
         *group_lines(groups),
+        "",
+        "Of {1} left-out rows (ncnn's apart; by model and by family), {0} lie within the interval.".format(
+            *coverage(groups)
+        ),
     ]
     return "\n".join(lines)
 
