@@ -7,9 +7,11 @@ the demo makes lies in ``.demo/``; nothing is downloaded.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +107,8 @@ def main() -> None:
     test, rest = order[:597], order[597:]
     print("Train a small residual net on 1,200 of scikit-learn's digits")
     model = train(torch.from_numpy(x[rest]), torch.from_numpy(y[rest]))
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # names torchvision
+    warnings.filterwarnings("ignore", category=FutureWarning)  # from inside the exporter
     torch.onnx.export(
         model, (torch.zeros(1, 1, 32, 32),), FOLDER / "digits.onnx", dynamo=True, verbose=False, external_data=False
     )

@@ -150,7 +150,7 @@ def candidates(manifest: Manifest) -> Table:
     )
     if manifest.original_accuracy is not None:
         own = _bare(manifest.original_accuracy)
-        made.add_row("original", "", "", "", own, "", Text("on evaluation data", style="dim"))
+        made.add_row("original", "", "", "", own, "", Text("evaluation", style="dim"))
     for candidate in manifest.candidates:
         made.add_row(*_row(candidate), style="bold" if candidate.plan == manifest.plan else None)
     return made
