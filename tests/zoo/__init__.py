@@ -1,22 +1,21 @@
-"""Real block structures with random weights: what the lowering is proven on.
+"""The model zoo: architectures with their real block structures, written from their papers, with seeded weights.
 
-Each architecture is written for this project from its paper, at its real size and in a small variant for quick tests.
-``tests.zoo:resnet20`` and the like are factories for the command line.
+``build(name)`` gives a net as published, ``small(name)`` a reduced one of the same blocks. Every name is also a
+factory without arguments, for ``edgecompile build tests.zoo:resnet20``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 from torch import nn
 
 from tests.zoo import (
-    common,
+    audio,
     convnext,
     densenet,
+    detection,
     efficient,
     ghostnet,
     inception,
@@ -24,11 +23,14 @@ from tests.zoo import (
     regnet,
     repvgg,
     resnet,
+    segmentation,
     shufflenet,
     squeezenet,
+    transformer,
 )
+from tests.zoo.common import Net, Shapes, export_onnx, made
 
-NETS: dict[str, common.Net] = {
+NETS: dict[str, Net] = {
     **resnet.NETS,
     **mobilenet.NETS,
     **efficient.NETS,
@@ -40,39 +42,42 @@ NETS: dict[str, common.Net] = {
     **repvgg.NETS,
     **ghostnet.NETS,
     **convnext.NETS,
-    **densenet.NETS,
-    **regnet.NETS,
-    **repvgg.NETS,
-    **ghostnet.NETS,
-    **convnext.NETS,
+    **segmentation.NETS,
+    **detection.NETS,
+    **transformer.NETS,
+    **audio.NETS,
 }
-
 NAMES: tuple[str, ...] = tuple(NETS)
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """An architecture as published, in evaluation mode; the same seed gives the same weights."""
-    return common.made(NETS[name].full, NETS[name].shapes, seed)
+    """The full net, in evaluation mode, with weights that depend on ``seed`` only."""
+    return made(NETS[name].full, NETS[name].shapes, seed)
 
 
-def input_shapes(name: str) -> common.Shapes:
-    """Input name -> shape of `build`'s net, batch axis included."""
+def input_shapes(name: str) -> Shapes:
+    """The full net's inputs by name, in order, batch axis included."""
     return dict(NETS[name].shapes)
 
 
-def small(name: str, seed: int = 0) -> tuple[nn.Module, common.Shapes]:
-    """A reduced net of the same blocks, and the shapes of its inputs: for quick tests."""
-    return common.made(NETS[name].small, NETS[name].small_shapes, seed), dict(NETS[name].small_shapes)
+def small(name: str, seed: int = 0) -> tuple[nn.Module, Shapes]:
+    """A net of the same blocks at a reduced resolution, width and depth, and its inputs by name."""
+    net = NETS[name]
+    return made(net.small, net.small_shapes, seed), dict(net.small_shapes)
 
 
-def export_onnx(name: str, path: Path, *, size: Literal["full", "small"] = "full", seed: int = 0) -> Path:
-    """Write an architecture as ONNX; the same arguments give the same bytes."""
-    module, shapes = small(name, seed) if size == "small" else (build(name, seed), input_shapes(name))
-    return common.export_onnx(module, shapes, path)
+def parameter_count(name: str) -> int:
+    """Trainable parameters of the full net; nothing is allocated."""
+    import torch
+
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in NETS[name].full().parameters())
 
 
 def __getattr__(name: str) -> Callable[[], nn.Module]:
-    """The factories, ``tests.zoo.resnet20()``."""
     if name in NETS:
         return partial(build, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = ["NAMES", "NETS", "build", "export_onnx", "input_shapes", "parameter_count", "small"]

@@ -123,6 +123,11 @@ def _draw_weights(module: nn.Module) -> None:
         elif isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.LayerNorm | nn.GroupNorm):
             part.weight.uniform_(0.7, 1.3)
             part.bias.normal_(0, 0.2)
+    for part in module.modules():
+        # Without norms, every residual sum would double the variance; such blocks say how much their branch adds.
+        gain = getattr(part, "residual_gain", None)
+        if gain is not None:
+            [inner for inner in part.modules() if isinstance(inner, nn.Conv2d)][-1].weight.mul_(gain)
 
 
 def _calibrate_norms(module: nn.Module, shapes: Shapes) -> None:
