@@ -26,6 +26,8 @@ def groups(op: Op, inputs: Sequence[Value]) -> list[list[int]] | None:
     if isinstance(op, ir.Slice):
         whole = [op.begin[a] == 0 and op.size[a] == x.shape[a] and op.strides[a] == 1 for a in range(rank)]
         return _runs([(w,) for w in whole], alone=[not w for w in whole])
+    if isinstance(op, ir.Split):
+        return _runs([(axis < op.axis,) for axis in range(rank)], alone=[axis == op.axis for axis in range(rank)])
     if isinstance(op, ir.Pad):
         return _runs([(not any(p),) for p in op.pads], alone=[any(p) for p in op.pads])
     return None

@@ -184,7 +184,7 @@ def _transpose_conv(e: Emitter, op: ir.TransposeConv2D, node: Node, ins: list[Va
         [e.tensor(node.outputs[0])],
         "TransposeConvOptions",
         version=3,
-        padding=_PADDINGS["VALID"],
+        padding=_PADDINGS[op.padding],
         strideH=op.strides[0],
         strideW=op.strides[1],
     )
@@ -342,12 +342,17 @@ def _concat(e: Emitter, op: ir.Concat, node: Node, ins: list[Value], outs: list[
 
 
 def _split(e: Emitter, op: ir.Split, node: Node, ins: list[Value], outs: list[Value]) -> None:
-    axis = e.helper(_physical(op.axis, ins[0].layout))  # type: ignore[arg-type]
+    place = _physical(op.axis, ins[0].layout)
     x, parts = e.tensor(node.inputs[0]), [e.tensor(name) for name in node.outputs]
     if len(set(op.sizes)) == 1:
+        axis = e.helper(place)  # type: ignore[arg-type]
         e.operator("SPLIT", [axis, x], parts, "SplitOptions", numSplits=len(parts))
-    else:
-        e.operator("SPLIT_V", [x, e.helper(op.sizes), axis], parts, "SplitVOptions", numSplits=len(parts))
+        return
+    # XNNPACK takes SLICE and not SPLIT_V.
+    begin = [0] * ins[0].rank
+    for part, value in zip(parts, outs, strict=True):
+        e.operator("SLICE", [x, e.helper(begin), e.helper(value.physical_shape)], [part], "SliceOptions")
+        begin[place] += value.physical_shape[place]
 
 
 def _slice(e: Emitter, op: ir.Slice, node: Node, ins: list[Value], outs: list[Value]) -> None:

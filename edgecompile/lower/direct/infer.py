@@ -72,8 +72,11 @@ def _transpose_conv(op: ir.TransposeConv2D, v: Sequence[Value]) -> Results:
     x, w, b = v
     _require(x.rank == 4 and w.rank == 4 and w.shape[0] == x.shape[1], f"weights {w.shape} do not fit {x.shape}")
     _require(b.shape == w.shape[1:2], f"bias {b.shape} does not fit weights {w.shape}")
-    size = tuple((x.shape[2 + i] - 1) * op.strides[i] + w.shape[2 + i] for i in range(2))
-    return [((x.shape[0], w.shape[1], *size), x.dtype)]
+    for i in range(2):
+        full, size = (x.shape[2 + i] - 1) * op.strides[i] + w.shape[2 + i], op.size[i]
+        fits = size == full if op.padding == "VALID" else size <= full and -(-size // op.strides[i]) == x.shape[2 + i]
+        _require(fits, f"{op.padding} does not make {op.size} of {x.shape} with weights {w.shape}")
+    return [((x.shape[0], w.shape[1], *op.size), x.dtype)]
 
 
 def _fully_connected(op: ir.FullyConnected, v: Sequence[Value]) -> Results:

@@ -68,9 +68,15 @@ class DepthwiseConv2D(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransposeConv2D(Op):
-    """``x [N,C,H,W], w [C,O,kh,kw], b [O] -> [N,O,(H-1)*s+kh,(W-1)*s+kw]``: no padding, nothing cropped."""
+    """``x [N,C,H,W], w [C,O,kh,kw], b [O] -> [N,O,*size]``.
+
+    The full result is ``(H-1)*s+kh`` by ``(W-1)*s+kw``. VALID is all of it; SAME crops it to ``size``, the odd element
+    behind, for sizes with ``ceil(size / s)`` as many places as the input.
+    """
 
     strides: tuple[int, int]
+    size: tuple[int, int]
+    padding: Padding = "VALID"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,7 @@ _RANKS: dict[type[Op], int] = {
     ir.Pad: 5,
     ir.Select: 5,
     ir.Slice: 5,
+    ir.Split: 5,
 }
 _ELEMENTWISE = (ir.Binary, ir.Compare, ir.Select, ir.PRelu)
 

@@ -50,13 +50,20 @@ def _conv_transpose(b: Builder, node: OnnxNode) -> Value:
     crops = _crops(node, rank, x, (w.shape[2], w.shape[3]), strides)
     # Where more is asked for than the kernel reaches, a kernel with zeros behind it reaches that far.
     w = _extend(b, w, tuple(max(-after, 0) for _, after in crops))
+    crops = [(before, max(after, 0)) for before, after in crops]
     bias = _bias(b, node, w.shape[1] * groups)
+    size = [(x.shape[2 + i] - 1) * strides[i] + w.shape[2 + i] - sum(crops[i]) for i in range(2)]
+    if min(size) < 1 or min(before for before, _ in crops) < 0:
+        raise RefusedError(f"its pads leave nothing, or ask for more than there is: {crops}")
+    # TFLite's SAME takes off half in front, of so many places.
+    same = all(c[0] == sum(c) // 2 and -(-size[i] // strides[i]) == x.shape[2 + i] for i, c in enumerate(crops))
+    if groups == 1 and (same or not any(map(any, crops))):
+        padding: ir.Padding = "SAME" if any(map(any, crops)) else "VALID"
+        op = ir.TransposeConv2D(strides=strides, size=(size[0], size[1]), padding=padding)
+        return like(b, b.add(op, x, w, bias), node.required(0))
     y = _transposed(b, x, w, bias, strides, groups)
-    for i, (before, after) in enumerate(crops):
-        end = y.shape[2 + i] - max(after, 0)
-        if before < 0 or end <= before:
-            raise RefusedError(f"its pads leave nothing, or ask for more than there is: {crops}")
-        y = b.slice(y, 2 + i, before, end)
+    for i, (before, _) in enumerate(crops):
+        y = b.slice(y, 2 + i, before, before + size[i])
     return like(b, y, node.required(0))
 
 
@@ -109,14 +116,20 @@ def _crops(node: OnnxNode, rank: int, x: Value, kernel: Pair, strides: Pair) -> 
 
 def _transposed(b: Builder, x: Value, w: Value, bias: Value, strides: Pair, groups: int) -> Value:
     if groups == 1:
-        return b.add(ir.TransposeConv2D(strides=strides), x, w, bias)
+        return b.add(_full(x, w, strides), x, w, bias)
     if w.data is not None and groups == x.shape[1]:
         return _depthwise_transposed(b, x, w, bias, strides)
     size = x.shape[1] // groups
     parts = b.add_all(ir.Split(axis=1, sizes=(size,) * groups), x)
     weights, biases = _parts(b, w, groups), _parts(b, bias, groups)
-    made = [b.add(ir.TransposeConv2D(strides=strides), *p) for p in zip(parts, weights, biases, strict=True)]
-    return b.add(ir.Concat(axis=1), *made)
+    op = _full(parts[0], weights[0], strides)
+    return b.add(ir.Concat(axis=1), *(b.add(op, *p) for p in zip(parts, weights, biases, strict=True)))
+
+
+def _full(x: Value, w: Value, strides: Pair) -> ir.TransposeConv2D:
+    """The whole result, uncropped."""
+    height, width = ((x.shape[2 + i] - 1) * strides[i] + w.shape[2 + i] for i in range(2))
+    return ir.TransposeConv2D(strides=strides, size=(height, width))
 
 
 def _parts(b: Builder, value: Value, count: int) -> tuple[Value, ...]:

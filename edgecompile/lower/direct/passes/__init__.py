@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edgecompile.lower.direct.infer import verify
 from edgecompile.lower.direct.ir import Graph
-from edgecompile.lower.direct.passes import activations, affine, erf, flatten, pads, recognize, tidy
+from edgecompile.lower.direct.passes import activations, affine, channels, erf, flatten, pads, recognize, tidy
 from edgecompile.lower.direct.passes.place import place
 
 LOGICAL: tuple[Callable[[Graph], None], ...] = (
@@ -14,6 +14,7 @@ LOGICAL: tuple[Callable[[Graph], None], ...] = (
     recognize.run,  # before factors are folded away: an activation is found by its numbers
     erf.run,  # what was not recognized is written out
     affine.run,  # before activations are fused, behind which nothing folds
+    channels.run,  # after affine.run, which leaves the factors that no weights take
     pads.run,  # after affine.run: a term can go into a convolution only while its padding is a Pad, or none
     activations.run,
     tidy.run,  # folding brings new neighbours together
