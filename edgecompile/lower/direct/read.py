@@ -44,6 +44,8 @@ class Reader:
         self._values: dict[str, Value] = {}
         #: Results of refused nodes: what reads them cannot be judged beyond its type.
         self._unknown: set[str] = set()
+        #: Results that an operator is not lowered with, by name, and why.
+        self._missing: dict[str, str] = {}
         self._opset = 0
 
     def run(self) -> Graph:
@@ -58,6 +60,8 @@ class Reader:
                 self._refuse("Output", output.name, f"it has no elements: {value.shape}")
             elif value is not None:
                 self.graph.outputs.append((output.name, value.name))
+            elif output.name in self._missing:
+                self._refuse("Output", output.name, self._missing[output.name])
             elif output.name not in self._unknown:
                 self._refuse("Output", output.name, "nothing in the graph makes it")
         return self.graph
@@ -121,6 +125,9 @@ class Reader:
         handler = self.handlers.get(op_type)
         if handler is None and op_type not in fold.FOLD_ONLY:
             raise RefusedError("there is no lowering of this operator")
+        refused = [self._missing[name] for name in node.input if name in self._missing]
+        if refused:
+            raise RefusedError(refused[0])
         missing = [name for name in node.input if name and name not in self._values and name not in self._unknown]
         if missing:
             raise RefusedError(f"nothing makes its operand {missing[0]!r}")
@@ -154,7 +161,9 @@ class Reader:
         for i, name in enumerate(node.output):
             if name:
                 if i >= len(values) or (value := values[i]) is None:
-                    raise RefusedError(f"its result {i} is not lowered")
+                    # Most optional results are named by exporters and read by nobody.
+                    self._missing[name] = f"result {i} of {node.op_type} {node.name!r} is not lowered"
+                    continue
                 self._values[name] = self._named(name, renamed.get(value.name, value.name), renamed)
 
     def _named(self, name: str, current: str, renamed: dict[str, str]) -> Value:

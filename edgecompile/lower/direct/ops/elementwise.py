@@ -154,11 +154,12 @@ def _identity(b: Builder, node: OnnxNode) -> Value:
     return node.required(0)
 
 
-def _dropout(b: Builder, node: OnnxNode) -> list[Value | None]:
+def _dropout(b: Builder, node: OnnxNode) -> list[Value]:
     training = node.constant(2, "training_mode") if node.opset >= 12 else None
     if training is not None and training.any():
         raise RefusedError("it is in training mode")
-    return [node.required(0), None]
+    x = node.required(0)
+    return [x, b.constant(np.ones(x.shape), "bool" if node.opset >= 10 else x.dtype)]
 
 
 HANDLERS: dict[str, Handler] = {
