@@ -33,10 +33,16 @@ SENTINEL = "EDGECOMPILE-RESULT "
 EXIT_FAILED = 1
 #: Latencies kept of one file: enough for any percentile that is reported; of faster files every n-th is kept.
 MOST_LATENCIES = 10000
+#: Turns of every file within a round.
+TURNS = 3
+#: The share of the warm-up time that rounds after the first spend on it: the machine is warm, the process is new.
+LATER_WARMUP = 0.2
 #: The threads of a pool spin for about 20 ms after a run; without a pause they would slow the file measured next.
 PAUSE_S = 0.05
-#: After another file's turn the caches are cold: these first moments of a turn are not counted.
+#: After another file's turn the caches are cold: these first moments of a turn are not counted. A run that takes longer
+#: than a few of them fills the caches for the most part of itself.
 SETTLE_S = 0.005
+SLOW_MS = 20.0
 
 
 class Failure(Exception):
@@ -185,10 +191,10 @@ def probe(arguments):
     }
 
 
-def probe_in_child(index):
-    """`probe` in a process of its own, so that a file that crashes its runtime is named."""
+def in_child(index, *mode):
+    """What this program says with other arguments, in a process of its own; ``index`` is the file it is about."""
     # -u: a crash must not lose what was printed.
-    command = [sys.executable, "-u", os.path.abspath(__file__), *sys.argv[1:], "--probe", str(index), "--json"]
+    command = [sys.executable, "-u", os.path.abspath(__file__), *sys.argv[1:], *mode, "--json"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         output = child.communicate()[0].decode("utf-8", "replace")
@@ -223,19 +229,19 @@ def warm_up(session, index, seconds):
     return float(np.median(times[len(times) // 2 :]))
 
 
-def settle(session, pause_s):
+def settle(session, estimate_ms, pause_s):
     """Let the other files' threads come to rest, and this file's data come back into the caches."""
     if pause_s:
         time.sleep(pause_s)
     end = time.perf_counter() + SETTLE_S
-    while True:
+    while estimate_ms < SLOW_MS:
         session.invoke()
         if time.perf_counter() >= end:
             return
 
 
 def turn(session, least_runs, least_seconds, stride):
-    """One block of runs; gives (latencies in ms, of which every stride-th is kept; runs)."""
+    """Runs without a break; gives (latencies in ms, of which every stride-th is kept; number of runs)."""
     clock, invoke, times, runs = time.perf_counter_ns, session.invoke, [], 0
     end = clock() + int(1e9 * least_seconds)
     while True:
@@ -249,43 +255,55 @@ def turn(session, least_runs, least_seconds, stride):
             return times, runs
 
 
-def interleave(sessions, estimates_ms, arguments):
-    """Rounds in which every file has one turn, in a new seeded order each round."""
-    rounds = arguments.rounds
-    least_runs = -(-arguments.min_runs // rounds)
-    seconds = arguments.min_seconds / rounds
-    pause_s = PAUSE_S if arguments.threads > 1 and len(sessions) > 1 else 0.0
-    strides = [max(1, int(1e3 * arguments.min_seconds / ms / MOST_LATENCIES)) for ms in estimates_ms]
-    generator = np.random.RandomState(arguments.seed)
-    latencies, runs = [[] for _ in sessions], [0] * len(sessions)
-    for _ in range(rounds):
-        for index in generator.permutation(len(sessions)):
-            settle(sessions[index], pause_s)
-            times, count = turn(sessions[index], least_runs, seconds, strides[index])
-            latencies[index].append(times)
-            runs[index] += count
-    return latencies, runs, strides
+def measure_round(arguments):
+    """One round, in this fresh process: every file is loaded and warmed up, then they take turns."""
+    number, models = arguments.round, arguments.model
+    generator = np.random.RandomState([arguments.seed, number])
+    sessions = {}
+    for index in generator.permutation(len(models)):
+        sessions[index] = open_session(index, models[index], arguments)
+        sessions[index].set(feed_of(sessions[index], index, arguments))
+    warmup_s = arguments.warmup_s * (1.0 if number == 0 else LATER_WARMUP)
+    estimates = [warm_up(sessions[index], index, warmup_s) for index in range(len(models))]
+    before, gathered = usage(), [([], 0) for _ in models]
+    runs = -(-arguments.min_runs // arguments.rounds)
+    turns = min(TURNS, runs)
+    seconds = arguments.min_seconds / arguments.rounds
+    strides = [max(1, int(1e3 * seconds * arguments.rounds / ms / MOST_LATENCIES)) for ms in estimates]
+    pause_s = PAUSE_S if arguments.threads > 1 and len(models) > 1 else 0.0
+    gc.disable()
+    for _ in range(turns):
+        for index in generator.permutation(len(models)):
+            settle(sessions[index], estimates[index], pause_s)
+            times, count = turn(sessions[index], -(-runs // turns), seconds / turns, strides[index])
+            gathered[index] = (gathered[index][0] + times, gathered[index][1] + count)
+    gc.enable()
+    found = [{"latencies_ms": g[0], "runs": g[1], "kept_every": k} for g, k in zip(gathered, strides)]
+    return {"usage": spent(before, usage()), "models": found}
 
 
 def measure(arguments):
-    """The whole measurement as one document."""
+    """The whole measurement as one document.
+
+    A round is a process of its own: where a file's data happens to lie in memory changes its latency by some percent,
+    and stays the same for as long as a process lives.
+    """
     affinity = pin(arguments.threads) if arguments.pin else current_affinity()
-    probes = [probe_in_child(index) for index in range(len(arguments.model))]
-    sessions = []
-    for index, model in enumerate(arguments.model):
-        sessions.append(open_session(index, model, arguments))
-        sessions[index].set(feed_of(sessions[index], index, arguments))
+    probes = [in_child(index, "--probe", str(index)) for index in range(len(arguments.model))]
     environment = dict(machine(), affinity=affinity, before=state(affinity))
-    estimates = [warm_up(session, index, arguments.warmup_s) for index, session in enumerate(sessions)]
-    usage = Usage()
-    gc.disable()
-    latencies, runs, strides = interleave(sessions, estimates, arguments)
-    gc.enable()
-    environment.update(usage.stop())
+    rounds = [in_child(None, "--round", str(number)) for number in range(arguments.rounds)]
     environment["after"] = state(affinity)
+    for name in ("own_cpus", "other_cpus", "stolen_cpus"):
+        values = [found["usage"][name] for found in rounds]
+        environment[name] = None if None in values else sum(values) / len(values)
     models = []
     for index, found in enumerate(probes):
-        kept = {"latencies_ms": latencies[index], "runs": runs[index], "kept_every": strides[index]}
+        ours = [found["models"][index] for found in rounds]
+        kept = {
+            "latencies_ms": [one["latencies_ms"] for one in ours],
+            "runs": sum(one["runs"] for one in ours),
+            "kept_every": ours[0]["kept_every"],
+        }
         models.append(dict(found, model=arguments.model[index], **kept))
     return {
         "schema_version": SCHEMA_VERSION,
@@ -409,25 +427,23 @@ def temperature():
     return max(every) if every else None
 
 
-class Usage:
-    """How many CPUs this process and all others were busy on, and what a hypervisor took, from here to `stop`."""
+def usage():
+    """Seconds so far: of the clock, of this process, of all processes, and those that a hypervisor took."""
+    fields = [int(n) for n in (read("/proc/stat") or "cpu").splitlines()[0].split()[1:]]
+    if len(fields) < 8 or not hasattr(os, "sysconf"):
+        return time.perf_counter(), time.process_time(), None, None
+    user, nice, system, _, _, irq, softirq, stolen = (n / os.sysconf("SC_CLK_TCK") for n in fields[:8])
+    return time.perf_counter(), time.process_time(), user + nice + system + irq + softirq, stolen
 
-    def __init__(self):
-        self.before = self.now()
 
-    def now(self):
-        fields = [int(n) for n in (read("/proc/stat") or "cpu").splitlines()[0].split()[1:]]
-        ticks = float(os.sysconf("SC_CLK_TCK")) if hasattr(os, "sysconf") else 100.0
-        busy = sum(fields[i] for i in (0, 1, 2, 5, 6)) / ticks if len(fields) > 7 else None
-        return time.perf_counter(), time.process_time(), busy, fields[7] / ticks if busy is not None else None
-
-    def stop(self):
-        wall, own, busy, stolen = (None if a is None or b is None else b - a for a, b in zip(self.before, self.now()))
-        return {
-            "own_cpus": own / wall,
-            "other_cpus": None if busy is None else max(0.0, (busy - own) / wall),
-            "stolen_cpus": None if stolen is None else stolen / wall,
-        }
+def spent(before, after):
+    """How many CPUs this process, all others, and the hypervisor took between two `usage`."""
+    wall, own, busy, stolen = (None if a is None or b is None else b - a for a, b in zip(before, after))
+    return {
+        "own_cpus": own / wall,
+        "other_cpus": None if busy is None else max(0.0, (busy - own) / wall),
+        "stolen_cpus": None if stolen is None else stolen / wall,
+    }
 
 
 # ------------------------------------------------------------------------------------------------- given inputs
@@ -456,15 +472,16 @@ def run_inputs(arguments):
 # ----------------------------------------------------------------------------------------------------- the face
 
 
-def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse():
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form, allow_abbrev=False)
     add = parser.add_argument
     add("--model", action="append", required=True, metavar="RUNTIME:FILE", help="a file to measure; repeatable")
     add("--threads", type=positive, default=1, metavar="N")
     add("--warmup-s", type=float, default=1.0, metavar="S", help="seconds before measuring, each file (1)")
     add("--min-runs", type=positive, default=50, metavar="N", help="runs of each file, at least (50)")
     add("--min-seconds", type=float, default=3.0, metavar="S", help="seconds of runs of each file, at least (3)")
-    add("--rounds", type=positive, default=20, metavar="N", help="turns of each file (20)")
+    add("--rounds", type=positive, default=10, metavar="N", help="fresh processes in which all files take turns (10)")
     add("--seed", type=int, default=0, metavar="N", help="of the random inputs and of the order in a round")
     add("--inputs", metavar="NPZ", help="inputs by name in place of random ones")
     add("--no-pin", dest="pin", action="store_false", help="leave the choice of CPUs to the kernel")
@@ -474,7 +491,8 @@ def parse(argv):
     add("--output", metavar="JSON", help="write the document to this file too")
     add("--json", action="store_true", help="print the document, not a summary")
     add("--probe", type=int, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
+    add("--round", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
     if bool(arguments.run_inputs) != bool(arguments.write_outputs):
         parser.error("--run-inputs and --write-outputs belong together")
     if arguments.run_inputs and len(arguments.model) != 1:
@@ -495,6 +513,8 @@ def perform(arguments):
         check_package(arguments)
         if arguments.probe is not None:
             return probe(arguments)
+        if arguments.round is not None:
+            return measure_round(arguments)
         return run_inputs(arguments) if arguments.run_inputs else measure(arguments)
     except Failure as exc:
         error = {"kind": exc.kind, "message": exc.message, "model": exc.model}
@@ -540,14 +560,14 @@ def stop(number, frame):
     raise SystemExit(128 + number)
 
 
-def main(argv=None):
-    arguments = parse(argv)
+def main():
+    arguments = parse()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     with quiet_stdout() as stdout:
         document = perform(arguments)
         text = json.dumps(document)
-        if arguments.output:
+        if arguments.output and arguments.probe is None and arguments.round is None:
             with open(arguments.output, "w") as stream:
                 stream.write(text + "\n")
         if arguments.json:

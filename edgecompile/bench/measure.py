@@ -24,17 +24,25 @@ _HEAVY = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """How to measure: each file runs at least ``min_runs`` times and ``min_seconds``, spread over ``rounds`` turns."""
+    """How to measure: each file runs at least ``min_runs`` times and ``min_seconds``, spread over rounds.
+
+    A round is a fresh process in which the files take turns. Without ``rounds``: one for each 0.3 seconds, 3 to 10.
+    """
 
     threads: int = 1
     percentile: float = 50.0
     warmup_s: float = 1.0
     min_runs: int = 50
     min_seconds: float = 3.0
-    rounds: int = 20
+    rounds: int | None = None
     pin: bool = True
     seed: int = 0
     timeout_s: float = 3600.0
+
+    @property
+    def round_count(self) -> int:
+        """How many rounds there will be."""
+        return self.rounds or min(10, max(3, round(self.min_seconds / 0.3)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +64,8 @@ def measure(artifacts: Sequence[Artifact], transport: Transport, options: BenchO
 
     Raises `DeviceError` when the machine or its runner fails, `InputError` when a file cannot be run at all.
     """
-    arguments = [] if options.pin else ["--no-pin"]
-    for name in ("threads", "warmup_s", "min_runs", "min_seconds", "rounds", "seed"):
+    arguments = ["--rounds", str(options.round_count), *([] if options.pin else ["--no-pin"])]
+    for name in ("threads", "warmup_s", "min_runs", "min_seconds", "seed"):
         arguments += ["--" + name.replace("_", "-"), str(getattr(options, name))]
     found = runner.run(artifacts, transport, arguments, document.Document, timeout_s=options.timeout_s)
     environment = _environment(found.environment)
@@ -90,8 +98,9 @@ def _environment(machine: document.Machine) -> Environment:
 def interval(rounds: Sequence[Sequence[float]], percentile: float) -> stats.Interval:
     """The percentile of all rounds together; its interval covers both the runs' spread and that between rounds.
 
-    Thousands of runs of a quick file give an interval over runs that is far narrower than what the next round shows:
-    whole rounds are resampled too (against a constant), and the wider bounds count.
+    Thousands of runs of a quick file give an interval over runs that is far narrower than what the next process shows
+    (Kalibera and Jones 2013: repeat at the highest level that varies): whole rounds are resampled too (against a
+    constant), and the wider bounds count.
     """
     over_runs = stats.percentile([ms for one in rounds for ms in one], percentile)
     over_rounds = stats.percentile_ratio(rounds, [(1.0,)] * len(rounds), percentile)
