@@ -212,6 +212,20 @@ def test_arg_max_reads_int8_and_gives_integers() -> None:
     assert same.mean() > 0.9
 
 
+def test_an_output_that_nothing_reads() -> None:
+    builder = Builder()
+    x = builder.tensor(SHAPE)
+    axis = builder.constant(np.array(3, np.int32))
+    halves = builder.add(
+        "SPLIT", [axis, builder.conv(x, SHAPE, 8)], *[(1, 8, 8, 4)] * 2, options="SplitOptions", numSplits=2
+    )
+    floating = builder.finish([x], [builder.conv(halves[1], (1, 8, 8, 4), 4)])
+    made = quantize_tflite.int8(floating, INPUT, data())
+    assert quantize_tflite.float_islands(made) == 0
+    for delegate in (True, False):
+        assert sqnr_db(made, floating, delegate=delegate) > 25
+
+
 def test_an_operator_without_an_int8_kernel_stays_and_is_counted() -> None:
     builder = Builder()
     x = builder.tensor(SHAPE)

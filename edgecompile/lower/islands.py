@@ -143,8 +143,26 @@ def quantize(data: bytes, ranges: Ranges) -> bytes:
     """The INT8 file with every float operator that `RULES` covers computing in int8."""
     graph = flatbuffer.unpack(data)
     if len(graph.subgraphs) == 1:
+        _quantize_unread_outputs(graph)
         _Pass(graph, ranges).run()
     return flatbuffer.pack(graph)
+
+
+def _quantize_unread_outputs(graph: Any) -> None:
+    """Give an output that nothing reads the type of the operator's other outputs.
+
+    Before: ``SPLIT -> a: int8, b: float32`` with b unread, since the quantizer works from readers; kernels refuse the
+    mixture. After: ``SPLIT -> a: int8, b: int8``.
+    """
+    subgraph = graph.subgraphs[0]
+    read = {int(i) for operator in subgraph.operators for i in operator.inputs} | {int(i) for i in subgraph.outputs}
+    for operator in subgraph.operators:
+        outputs = [subgraph.tensors[i] for i in operator.outputs]
+        quantized = [tensor for tensor in outputs if tensor.type == flatbuffer.INT8]
+        for index in operator.outputs:
+            tensor = subgraph.tensors[index]
+            if quantized and tensor.type == flatbuffer.FLOAT32 and int(index) not in read:
+                tensor.type, tensor.quantization = flatbuffer.INT8, quantized[0].quantization
 
 
 class _Pass:
