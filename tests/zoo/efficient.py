@@ -81,12 +81,12 @@ def efficientnet(*, lite: bool = False, width: float = 1.0, one_each: bool = Fal
     return nn.Sequential(*layers, ConvBn(cin, last, act=act, eps=1e-3), Head(last, classes))
 
 
-def mnasnet(*, width: float = 1.0, classes: int = 1000) -> nn.Module:
+def mnasnet(*, width: float = 1.0, one_each: bool = False, classes: int = 1000) -> nn.Module:
     stem, cin = rounded(32 * width), rounded(16 * width)
     layers: list[nn.Module] = [ConvBn(3, stem, 3, 2), ConvBn(stem, stem, 3, groups=stem), ConvBn(stem, cin, act=None)]
     for expansion, kernel, channels, repeats, stride in _MNASNET:
         cout = rounded(channels * width)
-        for index in range(repeats):
+        for index in range(1 if one_each else repeats):
             step = stride if index == 0 else 1
             layers.append(InvertedResidual(cin, cin * expansion, cout, kernel, step, act=nn.ReLU))
             cin = cout
@@ -98,14 +98,14 @@ NETS = {
     "mobilenet_v3_large": Net(
         full=partial(mobilenet_v3, _V3_LARGE, 1280),
         shapes=image(224),
-        small=partial(mobilenet_v3, _V3_LARGE, 64, width=0.25, classes=10),
+        small=partial(mobilenet_v3, (_V3_LARGE[0], *_V3_LARGE[2:5], *_V3_LARGE[6:13:3]), 64, width=0.25, classes=10),
         small_shapes=image(64),
         parameters=5_483_032,
     ),
     "mobilenet_v3_small": Net(
         full=partial(mobilenet_v3, _V3_SMALL, 1024),
         shapes=image(224),
-        small=partial(mobilenet_v3, _V3_SMALL, 64, width=0.25, classes=10),
+        small=partial(mobilenet_v3, (_V3_SMALL[0], *_V3_SMALL[2:5], *_V3_SMALL[8:10]), 64, width=0.25, classes=10),
         small_shapes=image(64),
         parameters=2_542_856,
     ),
@@ -126,7 +126,7 @@ NETS = {
     "mnasnet_b1": Net(
         full=mnasnet,
         shapes=image(224),
-        small=partial(mnasnet, width=0.25, classes=10),
+        small=partial(mnasnet, width=0.25, one_each=True, classes=10),
         small_shapes=image(64),
         parameters=4_383_312,
     ),

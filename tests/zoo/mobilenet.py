@@ -45,12 +45,12 @@ class InvertedResidual(nn.Module):
         return x + self.body(x) if self.adds else self.body(x)
 
 
-def mobilenet_v2(width: float = 1.0, classes: int = 1000) -> nn.Module:
+def mobilenet_v2(width: float = 1.0, classes: int = 1000, *, most: int = 4) -> nn.Module:
     cin = rounded(32 * width)
     layers: list[nn.Module] = [ConvBn(3, cin, 3, 2, act=nn.ReLU6)]
     for expansion, channels, repeats, stride in _V2:
         cout = rounded(channels * width)
-        for index in range(repeats):
+        for index in range(min(repeats, most)):
             step = stride if index == 0 else 1
             layers.append(InvertedResidual(cin, cin * expansion, cout, 3, step, act=nn.ReLU6))
             cin = cout
@@ -69,7 +69,7 @@ NETS = {
     "mobilenet_v2": Net(
         full=mobilenet_v2,
         shapes=image(224),
-        small=partial(mobilenet_v2, 0.25, 10),
+        small=partial(mobilenet_v2, 0.25, 10, most=2),
         small_shapes=image(64),
         parameters=3_504_872,
     ),

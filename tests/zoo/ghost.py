@@ -51,10 +51,15 @@ class GhostBottleneck(nn.Module):
         return self.body(x) + self.shortcut(x)
 
 
-def ghostnet(width: float = 1.0, hidden: int = 1280, classes: int = 1000) -> nn.Module:
+def ghostnet(
+    rows: tuple[tuple[int, int, int, float, int], ...] = _ROWS,
+    width: float = 1.0,
+    hidden: int = 1280,
+    classes: int = 1000,
+) -> nn.Module:
     cin = rounded(16 * width, 4)
     layers: list[nn.Module] = [ConvBn(3, cin, 3, 2)]
-    for kernel, expanded, channels, ratio, stride in _ROWS:
+    for kernel, expanded, channels, ratio, stride in rows:
         inner, cout = rounded(expanded * width, 4), rounded(channels * width, 4)
         layers.append(GhostBottleneck(cin, inner, cout, kernel, stride, ratio))
         cin = cout
@@ -69,7 +74,7 @@ NETS = {
     "ghostnet": Net(
         full=ghostnet,
         shapes=image(224),
-        small=partial(ghostnet, 0.25, 64, 10),
+        small=partial(ghostnet, (*_ROWS[:5], *_ROWS[9:12]), 0.25, 64, 10),
         small_shapes=image(64),
     )
 }
