@@ -47,8 +47,8 @@ _CONSTANTS: dict[str, tuple[int, ...]] = {
     "Reshape": (1,), "Squeeze": (1,), "Unsqueeze": (1,), "Expand": (1,), "Tile": (1,), "Resize": (1, 2, 3),
     "Upsample": (1,), "TopK": (1,), "LSTM": (1, 2, 3, 4, 5, 6, 7), "GRU": (1, 2, 3, 4, 5), "RNN": (1, 2, 3, 4, 5),
     "Dropout": (1, 2), "Range": (0, 1, 2), "ConstantOfShape": (0,), "ReduceSum": (1,), "ReduceMean": (1,),
-    "ReduceMax": (1,), "ReduceMin": (1,), "ReduceProd": (1,), "ReduceL1": (1,), "ReduceL2": (1,), "ReduceSumSquare": (1,),
-    "ReduceLogSum": (1,), "ReduceLogSumExp": (1,),
+    "ReduceMax": (1,), "ReduceMin": (1,), "ReduceProd": (1,), "ReduceL1": (1,), "ReduceL2": (1,),
+    "ReduceSumSquare": (1,), "ReduceLogSum": (1,), "ReduceLogSumExp": (1,),
 }  # fmt: skip
 _MAX_RANK = 4
 #: Data sets whose expected values were typed in with four decimals.
