@@ -132,11 +132,12 @@ def count(value: int) -> str:
 # ---------------------------------------------------------------------------------------------------- tables
 
 
-def table(*columns: str, title: str | None = None, right: Sequence[str] = ()) -> Table:
+def table(*columns: str, title: str | None = None, right: Sequence[str] = (), fixed: Sequence[str] = ()) -> Table:
     """An empty table in the one style of the program; columns named in ``right`` are right-aligned."""
     made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+        # Words may be folded; a name or a figure that is cut in two is of no use to anybody.
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in fixed)
     return made
 
 
@@ -146,7 +147,15 @@ def candidates(manifest: Manifest) -> Table:
     unit = " dB" if metric == "SQNR" else " %"
     p = f"p{manifest.budget.percentile:g} ms"
     made = table(
-        "candidate", "size", p, "95 %", metric + unit, "drop", "verdict", right=("size", p, metric + unit, "drop")
+        "candidate",
+        "size",
+        p,
+        "95 %",
+        metric + unit,
+        "drop",
+        "verdict",
+        right=("size", p, metric + unit, "drop"),
+        fixed=("candidate", "size", p, "95 %"),
     )
     if manifest.original_accuracy is not None:
         own = _bare(manifest.original_accuracy)
