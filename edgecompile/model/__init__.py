@@ -256,6 +256,8 @@ def _kept(workdir: Path, key: str) -> _Prepared | None:
 
 
 def _model(prepared: _Prepared, workdir: Path, *, name: str, source: str, kind: Kind, module: Any) -> Model:
+    # The exporter folds batch norms away: a module's own count is the one that its user knows.
+    own = sum(p.numel() for p in module.parameters()) if module is not None else 0
     return Model(
         name=name,
         path=workdir / prepare.PREPARED,
@@ -265,7 +267,7 @@ def _model(prepared: _Prepared, workdir: Path, *, name: str, source: str, kind: 
         source=source,
         kind=kind,
         sha256=prepared.sha256,
-        parameters=prepared.parameters,
+        parameters=own or prepared.parameters,
         notes=prepared.notes,
         module=module,
     )

@@ -56,8 +56,8 @@ def read_in_child(argument: ReadRequest) -> dict[str, Any]:
     onnx_file.clean(model)
     onnx_file.refuse_unknown(model, name)
     notes = shapes.fix_inputs(model, name, argument["shapes"])
-    _check(model, name)
     known = shapes.inferred(model, name)
+    _check(known, name)
     shapes.refuse_huge(known, name)
     plain, more = _upgraded(model)
     write_atomically(workdir / ORIGINAL, _bytes(model, name))
@@ -85,6 +85,9 @@ def _check(model: onnx.ModelProto, name: str) -> None:
             f"{name} uses version {version} of the ONNX operators; up to {onnx.defs.onnx_opset_version()} is known",
             remedy="export it with opset 18",
         )
+    for value in model.graph.output:
+        # The checker wants a shape; files without one are good, and what it is was inferred where it can be.
+        value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(model)
     except (onnx.checker.ValidationError, ValueError) as exc:
@@ -138,11 +141,11 @@ def finish_in_child(argument: FinishRequest) -> dict[str, Any]:
     sample = _sample(original)
     expected = _run(original, sample, name)
     notes: list[str] = []
-    for label, make in (("simplified", _simplified), ("upgraded", _itself), ("original", _itself)):
+    for label, make in (("simplified", _simplified), ("upgraded", shapes.inferred), ("original", shapes.inferred)):
         if label == "simplified" and not argument["simplify"]:
             continue
         try:
-            made = shapes.inferred(make(original if label == "original" else plain), name)
+            made = make(original if label == "original" else plain, name)
             if label != "original":
                 _same(made, original, sample, expected, name)
         except Exception as exc:  # onnxsim and ONNX Runtime raise their own kinds, derived from Exception only
@@ -154,17 +157,14 @@ def finish_in_child(argument: FinishRequest) -> dict[str, Any]:
     raise EdgecompileError(f"{name}: no form of the model was tried")
 
 
-def _itself(model: onnx.ModelProto) -> onnx.ModelProto:
-    return model
-
-
-def _simplified(model: onnx.ModelProto) -> onnx.ModelProto:
+def _simplified(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
     import onnxsim
 
+    # Inferred first: onnxsim wants the shapes of outputs, which some good files leave out.
     with contextlib.redirect_stdout(io.StringIO()):
-        simplified, _ = onnxsim.simplify(model, tensor_size_threshold=_FOLD_LIMIT)
+        simplified, _ = onnxsim.simplify(shapes.inferred(model, name), tensor_size_threshold=_FOLD_LIMIT)
     onnx_file.clean(simplified)
-    return simplified
+    return shapes.inferred(simplified, name)
 
 
 def _finished(
