@@ -220,6 +220,20 @@ def test_a_graph_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     assert "made by ConstantOfShape" in str(error) or "made by Tile" in str(error)
 
 
+def test_a_size_that_only_running_tells_ends_within_the_limits(tmp_path: Path) -> None:
+    """The shape comes out of arithmetic that shape inference does not follow: 39 GB."""
+    nodes = [
+        helper.make_node("Exp", ["e"], ["f"], "exp"),
+        helper.make_node("Cast", ["f"], ["s"], "cast", to=TensorProto.INT64),
+        helper.make_node("ConstantOfShape", ["s"], ["a"], "blow"),
+        helper.make_node("ReduceSum", ["a"], ["u"], "sum", keepdims=0),
+        helper.make_node("Add", ["x", "u"], ["y"], "add"),
+    ]
+    source = write(tmp_path / "m.onnx", nodes, constants={"e": np.full(2, 11.5, np.float32)})
+    error = fails(InputError, r"m\.onnx.*(alloc|memory)", source, tmp_path / "w")
+    assert len(error.message) < 400
+
+
 # ---------------------------------------------------------------------------------------------- external data
 
 

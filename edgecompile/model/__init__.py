@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,8 @@ Kind = Literal["onnx", "pt2", "factory", "torchscript"]
 _CACHE = "prepared.json"
 _EXPORTED = "exported.onnx"
 _FORMAT = 1  # raised when what is prepared, or how, changes
+#: Address space for reading a model: the libraries, and some copies of the file.
+_BASE_MEMORY_BYTES, _COPIES = 6 << 30, 8
 _READ_TIMEOUT_S = 300.0
 _FINISH_TIMEOUT_S = 300.0
 _SUPPORTED = "give an .onnx file, a .pt2 file, a TorchScript file, or MODULE:FACTORY with --weights"
@@ -164,13 +166,15 @@ class _Prepared(msgspec.Struct, frozen=True, kw_only=True):
 
 def _prepared(file: Path, workdir: Path, shapes: Shapes, ref: str) -> _Prepared:
     wanted: Any = list(shapes) if isinstance(shapes, tuple) else {k: list(v) for k, v in (shapes or {}).items()}
-    key = digest(_FORMAT, _versions(), wanted, _source_hashes(file, ref))
+    hashes = _source_hashes(file, ref)
+    key = digest(_FORMAT, _versions(), wanted, hashes)
     kept = _kept(workdir, key)
     if kept is not None:
         log.debug("%s was prepared before", ref)
         return kept
     began = time.monotonic()
-    call = functools.partial(sandbox.call, memory_bytes=sandbox.DEFAULT_MEMORY_BYTES, what=f"the model {ref}")
+    memory_bytes = min(sandbox.DEFAULT_MEMORY_BYTES, _BASE_MEMORY_BYTES + _COPIES * _size_bytes(file.parent, hashes))
+    call = functools.partial(sandbox.call, memory_bytes=memory_bytes, what=f"the model {ref}")
     name = Path(ref).name
     read = call(
         "edgecompile.model.prepare:read_in_child",
@@ -214,9 +218,13 @@ def _versions() -> dict[str, str]:
     return found
 
 
+def _size_bytes(folder: Path, names: Iterable[str]) -> int:
+    return sum((folder / name).stat().st_size for name in names)
+
+
 def _source_hashes(file: Path, ref: str) -> dict[str, str]:
-    """The hashes of an ONNX file and of the files beside it that hold its weights."""
-    hashes = {"": file_sha256(file)}
+    """The hashes of an ONNX file and of the files beside it that hold its weights, by their names."""
+    hashes = {file.name: file_sha256(file)}
     if any(other for other in file.parent.iterdir() if other != file and other.is_file()) and _mentions_files(file):
         names = sandbox.call(
             "edgecompile.model.prepare:external_in_child",
