@@ -107,6 +107,22 @@ def test_a_second_load_prepares_nothing_and_a_changed_file_all(tmp_path: Path) -
     assert model.load(str(source), work).sha256 != first.sha256
 
 
+@pytest.mark.parametrize(("ir_version", "opset"), [(3, 7), (3, 9), (8, 11), (12, 23)])
+def test_old_and_new_file_formats(tmp_path: Path, ir_version: int, opset: int) -> None:
+    def change(made: onnx.ModelProto) -> None:
+        made.ir_version = ir_version
+        made.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [8]))
+
+    add = helper.make_node("Add", ["x", "w"], ["y"])
+    constants = {"w": np.ones(8, np.float32)}
+    made = model.load(
+        str(write(tmp_path / "m.onnx", [add], constants=constants, opset=opset, change=change)), tmp_path / "w"
+    )
+    assert [t.name for t in made.inputs] == ["x"]
+    assert made.notes == ()
+    assert onnx.load(made.path).opset_import[0].version == max(13, opset)
+
+
 def test_a_dynamic_batch_becomes_one(tmp_path: Path) -> None:
     made = model.load(str(write(tmp_path / "m.onnx", [RELU], inputs={"x": ["n", 3, 8, 8]})), tmp_path / "w")
     assert made.inputs[0].shape == made.outputs[0].shape == (1, 3, 8, 8)

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     import onnx
 
 _AGAIN = "export or copy it again"
+#: Under 4, every constant must be listed as an input, too; over 10, ONNX Runtime does not open the file. What lies
+#: between differs in what it may hold (functions, types, texts), not in what the same content means.
+_IR_VERSIONS = (8, 10)
 _SHOWN = 8
 
 
@@ -148,7 +151,11 @@ def _inside(folder: Path, location: str, tensor: str, name: str) -> Path:
 
 
 def clean(model: onnx.ModelProto) -> None:
-    """Take off texts (they hold paths and stack traces) and constants that are listed as inputs."""
+    """Take off texts (they hold paths and stack traces) and constants that are listed as inputs; one file format."""
+    import onnx
+
+    if model.ir_version <= onnx.IR_VERSION:  # an unknown one is left for the checker to refuse
+        model.ir_version = min(max(model.ir_version, _IR_VERSIONS[0]), _IR_VERSIONS[1])
     constants = {t.name for t in model.graph.initializer}
     real = [value for value in model.graph.input if value.name not in constants]
     del model.graph.input[:]
