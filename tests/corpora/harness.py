@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -24,26 +24,38 @@ def lowered(
 
 
 def run_tflite(result: direct.DirectResult, inputs: Mapping[str, np.ndarray]) -> Values:
-    """Run a lowered file in LiteRT, with the XNNPACK delegate that the interpreter applies by default."""
+    """Run a lowered file once."""
+    return runner(result)(inputs)
+
+
+def runner(result: direct.DirectResult) -> Callable[[Mapping[str, np.ndarray]], Values]:
+    """Runs a lowered file in LiteRT, with the XNNPACK delegate that the interpreter applies by default."""
     from ai_edge_litert.interpreter import Interpreter
 
     interpreter = Interpreter(model_content=result.data, num_threads=1)
     interpreter.allocate_tensors()
-    by_name = {detail["name"]: detail for detail in interpreter.get_input_details()}
-    for port in result.inputs:
-        value = np.asarray(inputs[port.model_name])
-        value = value if port.permutation is None else value.transpose(port.permutation)
-        assert value.shape == port.spec.shape
-        detail = by_name[port.spec.name]
-        interpreter.set_tensor(detail["index"], value.astype(detail["dtype"], order="C"))
-    interpreter.invoke()
-    found = {}
-    for port, detail in zip(result.outputs, interpreter.get_output_details(), strict=True):
-        assert port.spec.name == detail["name"]
-        value = interpreter.get_tensor(detail["index"])
-        assert value.shape == port.spec.shape
-        found[port.model_name] = value if port.permutation is None else value.transpose(np.argsort(port.permutation))
-    return found
+    inputs_by_name = {detail["name"]: detail for detail in interpreter.get_input_details()}
+    outputs = interpreter.get_output_details()
+    assert [port.spec.name for port in result.outputs] == [detail["name"] for detail in outputs]
+
+    def run(inputs: Mapping[str, np.ndarray]) -> Values:
+        for port in result.inputs:
+            value = np.asarray(inputs[port.model_name])
+            value = value if port.permutation is None else value.transpose(port.permutation)
+            assert value.shape == port.spec.shape
+            detail = inputs_by_name[port.spec.name]
+            interpreter.set_tensor(detail["index"], value.astype(detail["dtype"], order="C"))
+        interpreter.invoke()
+        found = {}
+        for port, detail in zip(result.outputs, outputs, strict=True):
+            value = interpreter.get_tensor(detail["index"])
+            assert value.shape == port.spec.shape
+            found[port.model_name] = (
+                value if port.permutation is None else value.transpose(np.argsort(port.permutation))
+            )
+        return found
+
+    return run
 
 
 def reference(model: onnx.ModelProto, inputs: Mapping[str, np.ndarray]) -> Values:

@@ -117,7 +117,7 @@ def _model(graph: onnx.GraphProto) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
 
 
-def grow(choose: Chooser, nodes: int = 12) -> tuple[onnx.ModelProto, Values]:
+def grow(choose: Chooser, nodes: int = 16) -> tuple[onnx.ModelProto, Values]:
     """A random graph of about ``nodes`` nodes, and values for its inputs. Raises `DoesNotFit` if it has no node."""
     g = Growing(choose)
     for _ in range(choose.integer(1, 2)):
