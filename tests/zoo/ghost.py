@@ -74,7 +74,7 @@ NETS = {
     "ghostnet": Net(
         full=ghostnet,
         shapes=image(224),
-        small=partial(ghostnet, (*_ROWS[:5], *_ROWS[9:12]), 0.25, 64, 10),
+        small=partial(ghostnet, (*_ROWS[:5], _ROWS[11]), 0.25, 64, 10),
         small_shapes=image(64),
     )
 }

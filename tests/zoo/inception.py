@@ -41,13 +41,15 @@ def _mixed(cin: int, one: int, reduce3: int, three: int, reduce5: int, five: int
     )
 
 
-def googlenet(divisor: int = 1, classes: int = 1000) -> nn.Module:
+def googlenet(
+    rows: tuple[tuple[int, ...] | None, ...] = _GOOGLENET, divisor: int = 1, classes: int = 1000
+) -> nn.Module:
     stem, cin = 64 // divisor, 192 // divisor
     layers: list[nn.Module] = [
         ConvBn(3, stem, 7, 2), nn.MaxPool2d(3, 2, ceil_mode=True), ConvBn(stem, stem), ConvBn(stem, cin, 3),
         nn.MaxPool2d(3, 2, ceil_mode=True),
     ]  # fmt: skip
-    for row in _GOOGLENET:
+    for row in rows:
         if row is None:
             layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
         else:
@@ -121,7 +123,7 @@ NETS = {
     "googlenet": Net(
         full=googlenet,
         shapes=image(224),
-        small=partial(googlenet, 8, 10),
+        small=partial(googlenet, (*_GOOGLENET[1:5], *_GOOGLENET[8:10]), 8, 10),
         small_shapes=image(64),
         # 6,998,552 with biases as in the Caffe release, and 7,280 more since a norm has two values a channel.
         parameters=7_005_832,
