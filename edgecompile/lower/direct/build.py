@@ -154,6 +154,9 @@ class Builder:
             batch = prod(shape[:-2])
             return self.reshape(self.add(op, *(self.reshape(v, (batch, *v.shape[-2:])) for v in inputs)), shape)
         parts = collapse.groups(op, inputs)
+        if isinstance(op, ir.Binary | ir.Compare | ir.Select) and (parts is None or len(parts) > limit):
+            # Operands of one shape are no matter of rank.
+            return self.add(op, *(self.expand(v, shape) for v in inputs))
         if parts is None or len(parts) > limit:
             raise RefusedError(f"TFLite's {type(op).__name__} takes rank {limit} at most, not {len(shape)}")
         small = [self.reshape(v, collapse.merged(v.shape, parts)) if v.rank else v for v in inputs]
@@ -190,27 +193,25 @@ class Builder:
         return self.reshape(x, (1,) * (rank - x.rank) + x.shape)
 
     def broadcastable(self, *values: Value) -> tuple[Value, ...]:
-        """The values with equal ranks, as elementwise operators want them; constants of one element as scalars."""
+        """The values with equal ranks: XNNPACK fails on some operands that have fewer axes than the other."""
         rank = max(v.rank for v in values)
         try:
             broadcast(*(v.shape for v in values))
         except IRError as exc:
             raise RefusedError(str(exc)) from exc
-        full = [v for v in values if v.rank == rank]
-        found = []
-        for value in values:
-            # A constant with one element needs no axes, unless it alone gives the result its rank.
-            others = [v for v in full if v is not value]
-            if value.data is not None and value.elements == 1 and others:
-                found.append(self.reshape(value, ()))
-            else:
-                found.append(self.with_rank(value, rank))
-        if all(v.rank < rank for v in found):
-            found[0] = self.with_rank(found[0], rank)
-        return tuple(found)
+        return tuple(self.with_rank(value, rank) for value in values)
 
     def binary(self, kind: ir.BinaryKind, a: Value, b: Value) -> Value:
         return self.add(ir.Binary(kind=kind), *self.broadcastable(a, b))
+
+    def expand(self, x: Value, shape: Shape) -> Value:
+        """``x`` broadcast to ``shape``."""
+        x = self.with_rank(x, len(shape))
+        if x.shape == shape:
+            return x
+        if x.data is not None:
+            return self.constant(np.broadcast_to(x.data, shape), x.dtype)
+        return self.add(ir.BroadcastTo(shape=shape), x)
 
     def unary(self, kind: ir.UnaryKind, x: Value) -> Value:
         return self.add(ir.Unary(kind=kind), x)

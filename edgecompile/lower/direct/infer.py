@@ -104,7 +104,7 @@ def _same(op: Op, v: Sequence[Value]) -> Results:
 
 def _operands(v: Sequence[Value]) -> Shape:
     shape = broadcast(*(x.shape for x in v))
-    _require(all(x.rank in (0, len(shape)) for x in v), f"ranks differ: {[x.shape for x in v]}")
+    _require(all(x.rank == len(shape) for x in v), f"ranks differ: {[x.shape for x in v]}")
     return shape
 
 

@@ -142,7 +142,7 @@ BinaryKind: TypeAlias = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Binary(Op):
-    """``a, b -> f(a, b)`` with broadcasting; both have the output's rank, or are scalars of rank 0."""
+    """``a, b -> f(a, b)`` with broadcasting; both have the output's rank."""
 
     kind: BinaryKind
     activation: Activation = "NONE"

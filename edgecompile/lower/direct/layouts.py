@@ -80,11 +80,9 @@ def _hinted(ins: Sequence[Value], outs: Sequence[Value], hint: Hint) -> Layout:
 
 
 def _common(op: Op, ins: Sequence[Value], outs: Sequence[Value], hint: Hint) -> Placement:
-    """All operands and results lie alike; scalars do not matter."""
+    """All operands and results lie alike."""
     layout = _hinted(ins, outs, hint)
-    return Placement(
-        inputs=tuple(layout if v.rank == len(layout) else identity(v.rank) for v in ins), outputs=(layout,) * len(outs)
-    )
+    return Placement(inputs=(layout,) * len(ins), outputs=(layout,) * len(outs))
 
 
 def _axis_last(op: Any, ins: Sequence[Value], outs: Sequence[Value], hint: Hint) -> Placement:
@@ -153,7 +151,8 @@ def _reshape(op: ir.Reshape, ins: Sequence[Value], outs: Sequence[Value], hint: 
     """Before: any layout in which each group of axes that is merged or split lies together, in order."""
     old, new = ins[0].shape, outs[0].shape
     if hint.source is not None:
-        nearest = _gathered(hint.source[1], old, new)
+        nearest = hint.source[1]
+        nearest = nearest if carry(nearest, old, new) is not None else _gathered(nearest, old, new)
         moved = carry(nearest, old, new)
         if moved is None:
             return None

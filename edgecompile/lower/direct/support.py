@@ -66,9 +66,8 @@ _TYPES: dict[type[Op], frozenset[str]] = {
     ir.TopK: _WITH_BYTES,
     ir.Transpose: _ALL,
 }
-#: The largest rank, where a kernel has one. For `Binary` and its like it binds only where something is broadcast.
+#: The largest rank, where a kernel has one. For elementwise operators it binds only where something is broadcast.
 _RANKS: dict[type[Op], int] = {
-    ir.Binary: 5,
     ir.Compare: 4,
     ir.MatMul: 5,
     ir.PRelu: 4,
@@ -77,6 +76,8 @@ _RANKS: dict[type[Op], int] = {
     ir.Slice: 5,
     ir.Split: 5,
 }
+#: The same for the kinds of `Binary`; 4 for those that are not listed.
+_BINARY_RANKS = {"ADD": 6, "DIV": 5, "MAXIMUM": 5, "MINIMUM": 5, "MUL": 6, "SUB": 6}
 _ELEMENTWISE = (ir.Binary, ir.Compare, ir.Select, ir.PRelu)
 
 
@@ -99,7 +100,7 @@ def max_rank(op: Op, inputs: Sequence[Value]) -> int | None:
     """The largest rank that the operator's kernel takes with these operands; ``None`` where there is no limit."""
     if isinstance(op, _ELEMENTWISE) and len({v.shape for v in inputs}) == 1:
         return None
-    return _RANKS.get(type(op))
+    return _BINARY_RANKS.get(op.kind, 4) if isinstance(op, ir.Binary) else _RANKS.get(type(op))
 
 
 def fault(op: Op, inputs: Sequence[Value]) -> str | None:

@@ -142,7 +142,8 @@ def cast(b: Builder, x: Value, dtype: str) -> Value:
         raise RefusedError(f"it casts to {dtype}")
     if dtype == "bool":
         # TFLite's cast to bool would do, but not every kernel compares with 0 as C does.
-        return b.add(ir.Compare(kind="NOT_EQUAL"), x, b.scalar(0, x))
+        x = b.add(ir.Cast(dtype="int32"), x) if x.dtype in ("uint8", "int8") else x
+        return b.add(ir.Compare(kind="NOT_EQUAL"), *b.broadcastable(x, b.scalar(0, x)))
     return b.add(ir.Cast(dtype=dtype), x)
 
 

@@ -82,23 +82,12 @@ def _batched(b: Builder, x: Value, y: Value) -> Value:
         batch = broadcast(x.shape[:-2], y.shape[:-2])
     except IRError as exc:
         raise RefusedError(f"cannot multiply {x.shape} by {y.shape}") from exc
-    rank = len(batch) + 2
     if prod(y.shape[:-2]) == 1 and prod(batch) > 1:
         # One matrix for all: the rows of all batches in one product.
         rows = b.reshape(x, (1, prod(x.shape[:-1]), x.shape[-1]))
         product = b.add(ir.MatMul(), rows, b.reshape(y, (1, *y.shape[-2:])))
         return b.reshape(product, (*batch, x.shape[-2], y.shape[-1]))
-    x, y = (_with_batch(b, b.with_rank(v, rank), batch) for v in (x, y))
-    return b.add(ir.MatMul(), x, y)
-
-
-def _with_batch(b: Builder, x: Value, batch: tuple[int, ...]) -> Value:
-    shape = (*batch, *x.shape[-2:])
-    if x.shape == shape:
-        return x
-    if x.data is not None:
-        return b.constant(np.broadcast_to(x.data, shape), x.dtype)
-    return b.add(ir.BroadcastTo(shape=shape), x)
+    return b.add(ir.MatMul(), *(b.expand(v, (*batch, *v.shape[-2:])) for v in (x, y)))
 
 
 # ---------------------------------------------------------------------------------------------------------- Einsum

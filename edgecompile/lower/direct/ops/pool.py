@@ -42,9 +42,8 @@ def _covering(
     return pads, (covering[0], covering[1])
 
 
-def _max_pool(b: Builder, node: OnnxNode) -> Value:
-    if len(node.outputs) > 1 and node.outputs[1]:
-        raise RefusedError("its indices are asked for")
+def _max_pool(b: Builder, node: OnnxNode) -> list[Value | None]:
+    """The largest values; their indices are not lowered."""
     x = image(b, node.required(0))
     if x.dtype != "float32":
         raise RefusedError(f"its operand is {x.dtype}; float32 is lowered")
@@ -52,8 +51,8 @@ def _max_pool(b: Builder, node: OnnxNode) -> Value:
     _, pads = _covering(node, x, kernel, strides, dilations)
     x = pad_image(b, x, pads, -np.inf)
     if dilations != (1, 1):
-        return like(b, _dilated_max(b, x, kernel, strides, dilations), node.required(0))
-    return like(b, b.add(ir.Pool2D(kind="MAX", kernel=kernel, strides=strides), x), node.required(0))
+        return [like(b, _dilated_max(b, x, kernel, strides, dilations), node.required(0)), None]
+    return [like(b, b.add(ir.Pool2D(kind="MAX", kernel=kernel, strides=strides), x), node.required(0)), None]
 
 
 def _dilated_max(b: Builder, x: Value, kernel: Pair, strides: Pair, dilations: Pair) -> Value:
@@ -74,6 +73,9 @@ def _average_pool(b: Builder, node: OnnxNode) -> Value:
     x = image(b, node.required(0))
     kernel, strides, dilations = _setting(node, x)
     declared, pads = _covering(node, x, kernel, strides, dilations)
+    if node.integer("count_include_pad", 0) and any(before != after for before, after in declared):
+        # ONNX's standard counts the pads of each side, ONNX Runtime those of another.
+        raise RefusedError(f"it counts pads that differ in front and behind: {declared}")
     counts = _counts(x, declared, pads, kernel, strides, dilations, padded=bool(node.integer("count_include_pad", 0)))
     full = kernel[0] * kernel[1]
     if dilations != (1, 1):

@@ -6,7 +6,6 @@ from math import prod
 
 import numpy as np
 
-from edgecompile.lower.direct import ir
 from edgecompile.lower.direct.build import Builder, OnnxNode, RefusedError, axis_of
 from edgecompile.lower.direct.infer import broadcast
 from edgecompile.lower.direct.ir import IRError, Value
@@ -81,17 +80,7 @@ def _expand(b: Builder, node: OnnxNode) -> Value:
         wanted = broadcast(x.shape, shape)
     except (IRError, ValueError) as exc:
         raise RefusedError(f"{x.shape} does not expand to {shape}") from exc
-    return expand(b, x, wanted)
-
-
-def expand(b: Builder, x: Value, shape: tuple[int, ...]) -> Value:
-    """``x`` broadcast to ``shape``."""
-    x = b.with_rank(x, len(shape))
-    if x.shape == shape:
-        return x
-    if x.data is not None:
-        return b.constant(np.broadcast_to(x.data, shape), x.dtype)
-    return b.add(ir.BroadcastTo(shape=shape), x)
+    return b.expand(x, wanted)
 
 
 def _shape(b: Builder, node: OnnxNode) -> Value:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from edgecompile.lower.direct.infer import verify
 from edgecompile.lower.direct.ir import Graph
-from edgecompile.lower.direct.passes import activations, affine, channels, erf, flatten, pads, recognize, tidy
+from edgecompile.lower.direct.passes import activations, affine, channels, erf, flatten, pads, quirks, recognize, tidy
 from edgecompile.lower.direct.passes.place import place
 
 LOGICAL: tuple[Callable[[Graph], None], ...] = (
@@ -18,6 +18,7 @@ LOGICAL: tuple[Callable[[Graph], None], ...] = (
     pads.run,  # after affine.run: a term can go into a convolution only while its padding is a Pad, or none
     activations.run,
     tidy.run,  # folding brings new neighbours together
+    quirks.run,  # last: what it writes looks odd, and tidy.run would undo it
 )
 
 
@@ -35,6 +36,7 @@ def run(graph: Graph, *, channels_last: bool) -> None:
         graph.sort()
         graph.sweep()
         tidy.run(graph)
+        quirks.run(graph)
         _settle(graph)
         place(graph, channels_last=channels_last)
         _settle(graph)

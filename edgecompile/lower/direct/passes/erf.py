@@ -33,7 +33,8 @@ def run(graph: Graph) -> None:
 def _write_out(graph: Graph, node: Node) -> None:
     def step(kind: ir.BinaryKind, a: str, b: str | float) -> str:
         if isinstance(b, float):
-            b = graph.constant(np.array(b, np.float32), f"{node.outputs[0]}/constant").name
+            shape = (1,) * graph.values[node.inputs[0]].rank
+            b = graph.constant(np.full(shape, b, np.float32), f"{node.outputs[0]}/constant").name
         return add(graph, ir.Binary(kind=kind), (a, b), f"{node.outputs[0]}/erf", node.origin).name
 
     def polynomial(square: str, coefficients: tuple[float, ...]) -> str:

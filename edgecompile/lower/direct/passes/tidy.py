@@ -138,7 +138,7 @@ def _unreshaped(graph: Graph, name: str, maker: Node | None, inner: Shape, outer
     """An operand as it is before the reshape from ``inner`` to ``outer``."""
     value = graph.values[name]
     if value.data is not None and value.elements == 1:
-        return name if value.rank == 0 else graph.constant(value.data.reshape(()), name).name
+        return graph.constant(value.data.reshape((1,) * len(inner)), name).name
     if value.data is not None and _only_unit_axes(inner, outer) and value.rank == len(outer):
         return graph.constant(value.data.reshape(_unit_shape(value.shape, inner, outer)), name).name
     if maker is None or not isinstance(maker.op, ir.Reshape) or value.shape != outer:
