@@ -118,11 +118,10 @@ def _loaded(path: Path, summary: TfliteSummary) -> TfliteSummary:
     runtime = backend["import_runtime"]()
     name = f"{runtime.package} {runtime.version}"
     try:
-        session = backend["Session"](str(path))
-    except (ValueError, RuntimeError) as exc:
+        details = backend["Session"](str(path)).interpreter._get_ops_details()
+    except Exception as exc:  # of a damaged file LiteRT's Python raises whatever its parts stumble over
         text = str(exc).strip() or type(exc).__name__
         return replace(summary, runtime=name, not_loaded=text.splitlines()[0])
-    details = session.interpreter._get_ops_details()
     taken = backend["delegated"](details)
     operators = tuple(replace(op, delegated=op.index in taken) for op in summary.operators)
     return replace(summary, runtime=name, operators=operators, partitions=len(details) - len(operators))

@@ -65,7 +65,9 @@ def backend(runtime):
         raise Failure("usage", f"there is no backend for the runtime {runtime!r}: {path} is missing")
     spec = importlib.util.spec_from_file_location("backend_" + runtime, path)
     module = importlib.util.module_from_spec(spec)
+    writing, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a bundle stays as it was written
     spec.loader.exec_module(module)
+    sys.dont_write_bytecode = writing
     return module
 
 

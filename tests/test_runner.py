@@ -43,7 +43,8 @@ def artifacts(model: Model, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.fixture
 def targets(tmp_path: Path) -> Path:
     """A copy of the folder as it lies on a device."""
-    return Path(shutil.copytree(content.builtin_root("targets"), tmp_path / "targets"))
+    ignored = shutil.ignore_patterns("__pycache__")
+    return Path(shutil.copytree(content.builtin_root("targets"), tmp_path / "targets", ignore=ignored))
 
 
 def ref(artifact: Artifact) -> str:
@@ -141,6 +142,7 @@ def test_without_json_it_speaks_to_people_and_output_writes_the_document(
     assert "median" in done.stdout
     assert SENTINEL not in done.stdout
     written = json.loads((tmp_path / "d.json").read_text())
+    assert not list(targets.rglob("__pycache__"))
     assert written["models"][0]["runs"] >= 6
     assert len(written["models"][0]["latencies_ms"]) == 2
 

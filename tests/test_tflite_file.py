@@ -237,6 +237,7 @@ def test_mutated_files_are_described_or_refused(files: dict[str, Artifact], tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_ten_thousand_mutated_files_give_no_other_error(files: dict[str, Artifact], tmp_path: Path) -> None:
     """What the limited child does with them, forked from one process: answer, `InputError`, or its own end."""
     script = textwrap.dedent("""
