@@ -42,9 +42,8 @@ _ROOT = str(Path(__file__).resolve().parents[1])
 def call(function: str, argument: Any, *, memory_bytes: int, timeout_s: float, what: str) -> Any:
     """Call ``function`` (``"edgecompile.module:name"``) with a JSON value in a limited child; returns its JSON value.
 
-    The function's name stands in our own source and never comes from a user.
-    An `EdgecompileError` raised there is raised here again. A crash, a kill or a time-out becomes an `InputError` that
-    names ``what`` was being worked on.
+    The function's name stands in our own source and never comes from a user. An `EdgecompileError` raised there is
+    raised here again. A crash, a kill or a time-out becomes an `InputError` that names ``what`` was being worked on.
     """
     with tempfile.TemporaryDirectory(prefix="edgecompile-") as folder:
         answer = Path(folder) / "answer.json"

@@ -650,6 +650,20 @@ def test_an_exported_program_needs_trust(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:torch")
+def test_an_exported_program_that_insists_on_larger_batches(tmp_path: Path) -> None:
+    """Its own checks refuse batch 1, so its ONNX form stands for the original."""
+    batch = torch.export.Dim("batch", min=3, max=8)
+    program = torch.export.export(net().eval(), (torch.zeros(4, 3, 8, 8),), dynamic_shapes=({0: batch},))
+    torch.export.save(program, tmp_path / "m.pt2")
+    made = model.load(str(tmp_path / "m.pt2"), tmp_path / "w", trust=True)
+    assert made.inputs[0].shape == SMALL
+    assert made.module is None
+    sample = {made.inputs[0].name: np.ones(SMALL, np.float32)}
+    expected = net().eval()(torch.ones(SMALL)).detach().numpy()
+    np.testing.assert_allclose(execute.original(made)(sample)[made.outputs[0].name], expected, atol=1e-5)
+
+
 def test_a_hostile_program_is_not_opened(tmp_path: Path) -> None:
     for name in ("plain.pt2", "archive.pt2"):
         torch.save({"x": Code(tmp_path / "ran")}, tmp_path / name, _use_new_zipfile_serialization=name[0] == "a")

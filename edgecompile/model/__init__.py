@@ -146,6 +146,8 @@ def _from_torch(ref: str, kind: Kind, workdir: Path, weights_file: Path | None, 
     write_atomically(exported, data)
     prepared = _prepared(exported, workdir, left, ref)
     exported.unlink()
+    if kind == "pt2" and not torch_program.runs(module, prepared.inputs):
+        module = None  # its ONNX export is what files are compared with then
     return _model(prepared, workdir, name=name, source=ref, kind=kind, module=module)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecompile.errors import InputError, MissingExtraError, UnsupportedModelError
+from edgecompile.types import TensorSpec
 
 Shapes = Mapping[str, tuple[int, ...]] | tuple[int, ...] | None
 _OPSET = 18
@@ -127,6 +128,18 @@ def from_torchscript(path: Path) -> Any:
         raise InputError(
             f"{path} is not a TorchScript program, or is damaged: {_first_line(exc)}", remedy="save it again"
         ) from exc
+
+
+def runs(module: Any, inputs: tuple[TensorSpec, ...]) -> bool:
+    """Whether a module takes these inputs: an exported program may insist on sizes that its ONNX does not."""
+    torch = _torch()
+    arguments = [torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in inputs]
+    try:
+        with torch.no_grad(), _quiet():
+            module(*arguments)
+    except Exception:  # the program's own checks may raise anything
+        return False
+    return True
 
 
 # --------------------------------------------------------------------------------------------------- exporting
