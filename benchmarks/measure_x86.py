@@ -4,8 +4,9 @@
     python benchmarks/measure_x86.py --nets mobilenet_v2 --print
 
 Each net of the zoo that the table of published models knows is lowered to LiteRT and ONNX Runtime files in FP32 and
-INT8, and its files are measured interleaved with one thread. What is kept is the 10th percentile: on a machine that
-others use too, it is nearer to an undisturbed run than the median. Random weights: latency does not depend on them.
+INT8, and its files run in turns, with one thread. What is kept is the 10th percentile of the thread's processor time,
+and not of wall-clock time: with one thread they are the same on a machine left alone, and on a machine that others use
+too, the first leaves out what they took. Random weights: latency does not depend on them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import argparse
 import csv
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import published_models  # noqa: E402
-from edgecompile import bench, lower, model, profiles  # noqa: E402
-from edgecompile.transport.local import LocalTransport  # noqa: E402
+from edgecompile import lower, model, profiles  # noqa: E402
 from edgecompile.types import Arrays, Artifact, Plan, Precision, RuntimeName  # noqa: E402
 from tests import zoo  # noqa: E402
 
@@ -32,15 +35,19 @@ TABLE = ROOT / "benchmarks" / "measured_latencies.csv"
 FIELDS = ("device", "runtime", "threads", "precision", "model", "resolution", "latency_ms", "source")
 #: The profile that a machine is -> the device's name in the table.
 DEVICES = {"x86-avx2": "x86 AVX2", "x86-avx512-vnni": "x86 AVX-512 VNNI"}
+#: Nets that the zoo knows by another name than the table of published models.
+PUBLISHED_AS = {"squeezenet1_1": "squeezenet", "mnasnet_b1": "mnasnet1_0"}
 _RESOLUTION = 224
-_PERCENTILE = 10.0
+_WARM_UP, _ROUNDS, _RUNS = 5, 20, 3
+_PACKAGES = {"tflite": "ai-edge-litert", "onnxruntime": "onnxruntime"}
 _SAMPLES = 8
 
 
 def nets() -> list[str]:
     """Nets of the zoo whose operators the table of published models lists, at 224 x 224."""
     shape = (1, 3, _RESOLUTION, _RESOLUTION)
-    return [n for n in zoo.NAMES if n in published_models.MODELS and tuple(zoo.input_shapes(n).values()) == (shape,)]
+    known = [name for name in zoo.NAMES if PUBLISHED_AS.get(name, name) in published_models.MODELS]
+    return [name for name in known if tuple(zoo.input_shapes(name).values()) == (shape,)]
 
 
 def artifacts(name: str, folder: Path) -> list[Artifact]:
@@ -71,25 +78,59 @@ def _lower(
     return lower.RUNTIMES[runtime].lower(loaded, plan, samples, folder, float_artifact=floating)
 
 
+def _litert(file: Path) -> Callable[[], object]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=str(file), num_threads=1)
+    interpreter.allocate_tensors()
+    for entry in interpreter.get_input_details():
+        interpreter.set_tensor(entry["index"], np.ones(entry["shape"], entry["dtype"]))
+    return interpreter.invoke
+
+
+def _onnxruntime(file: Path) -> Callable[[], object]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    feeds = {entry.name: np.ones(entry.shape, np.float32) for entry in session.get_inputs()}
+    return partial(session.run, None, feeds)
+
+
+def processor_ms(runs: Sequence[Callable[[], object]]) -> list[float]:
+    """The 10th percentile of each run's processor time in milliseconds, taken in turns."""
+    for run in runs:
+        for _ in range(_WARM_UP):
+            run()
+    found: list[list[float]] = [[] for _ in runs]
+    for _ in range(_ROUNDS):
+        for run, times in zip(runs, found, strict=True):
+            for _ in range(_RUNS):
+                start = time.thread_time_ns()
+                run()
+                times.append((time.thread_time_ns() - start) / 1e6)
+    return [float(np.percentile(times, 10)) for times in found]
+
+
 def measure(name: str, device: str) -> list[dict[str, str]]:
     """The rows of one net."""
     with tempfile.TemporaryDirectory() as folder:
         files = artifacts(name, Path(folder))
-        options = bench.BenchOptions(percentile=_PERCENTILE)
-        with LocalTransport() as transport:
-            found = bench.measure(files, transport, options).measurements
+        openers = {"tflite": _litert, "onnxruntime": _onnxruntime}
+        latencies = processor_ms([openers[file.runtime](file.file) for file in files])
     return [
         {
             "device": device,
             "runtime": "litert" if file.runtime == "tflite" else file.runtime,
             "threads": "1",
             "precision": file.precision,
-            "model": name,
+            "model": PUBLISHED_AS.get(name, name),
             "resolution": str(_RESOLUTION),
-            "latency_ms": f"{measurement.value_ms:.3g}",
-            "source": f"benchmarks/measure_x86.py, {measurement.runtime} {measurement.runtime_version}",
+            "latency_ms": f"{latency:.3g}",
+            "source": f"benchmarks/measure_x86.py, {_PACKAGES[file.runtime]} {version(_PACKAGES[file.runtime])}",
         }
-        for file, measurement in zip(files, found, strict=True)
+        for file, latency in zip(files, latencies, strict=True)
     ]
 
 
