@@ -1,13 +1,13 @@
-"""How long a model takes to become {float32, float16, int8} TFLite files: edgecompile against the onnx2tf command.
+"""How long a model takes to become TFLite files: edgecompile against the onnx2tf command.
 
     python -m benchmarks.convert                 # prints a table, writes benchmarks/results/convert.json
     python -m benchmarks.convert --nets resnet8 --rounds 3
 
-Every conversion runs in a fresh process on the same prepared ONNX file and the same calibration samples, the sides
-taking turns within each round. Three sides:
+Two jobs: ``float`` (float32 and float16 files) and ``all`` (int8 too, on 20 calibration samples). Every conversion runs
+in a fresh process on the same prepared ONNX file and the same samples, the sides taking turns within each round. Sides:
 
-- ``command``: ``onnx2tf -oiqt`` as its users call it (float32, float16 and integer files; it also writes a SavedModel
-  and, with that option, integer files with int16 activations and float fallback);
+- ``command``: ``onnx2tf`` as its users call it, for ``all`` with ``-oiqt`` (it also writes a SavedModel and, with that
+  option, integer files with int16 activations and float fallback);
 - ``onnx2tf``: edgecompile through onnx2tf's graph conversion, without the SavedModel;
 - ``direct``: edgecompile's own lowering.
 
@@ -40,6 +40,8 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 NETS = ("resnet8", "mobilenet_v2", "resnet18")
 Side = Literal["command", "onnx2tf", "direct"]
+Kind = Literal["float", "all"]
+KINDS: tuple[Kind, ...] = ("float", "all")
 SIDES: tuple[Side, ...] = ("command", "onnx2tf", "direct")
 SAMPLES = 20
 #: onnx2tf looks for this file in the current folder before it downloads it: there is no network here.
@@ -69,6 +71,7 @@ class Run:
     """One conversion: seconds of wall clock, seconds after imports, and megabytes of the largest process."""
 
     net: str
+    kind: Kind
     side: Side
     round: int
     wall_s: float
@@ -82,19 +85,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", default=list(NETS))
     parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS / "convert.json")
-    parser.add_argument("--child", nargs=3, metavar=("SIDE", "FOLDER", "HOW"), help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", nargs=2, metavar=("NET", "FOLDER"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=4, metavar=("SIDE", "KIND", "FOLDER", "HOW"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.prepare:
+        write_job(arguments.prepare[0], Path(arguments.prepare[1]))
+        return
     if arguments.child:
-        convert_here(arguments.child[0], Path(arguments.child[1]), warm=arguments.child[2] == "warm")
+        side, kind, folder, how = arguments.child
+        convert_here(side, kind, Path(folder), warm=how == "warm")
         return
     with tempfile.TemporaryDirectory(prefix="edgecompile-convert-") as folder:
         jobs = [prepare(net, Path(folder) / Path(net).stem) for net in arguments.nets]
         runs = [
-            run(job, side, number)
+            run(job, kind, side, number)
             for number in range(arguments.rounds)
             for job in jobs
+            for kind in arguments.kinds
             for side in arguments.sides
         ]  # fmt: skip
     show(runs)
@@ -103,48 +113,43 @@ def main() -> None:
 
 
 def prepare(net: str, folder: Path) -> Job:
+    """Have a net prepared by a process of its own: a child's peak memory counts from its parent's size at the fork."""
+    folder.mkdir(parents=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.convert", "--prepare", net, str(folder)], cwd=ROOT, check=True)
+    facts = json.loads((folder / "job.json").read_text())
+    return Job(net=Path(net).stem, folder=folder, input_name=facts["input"], shape=tuple(facts["shape"]))
+
+
+def write_job(net: str, folder: Path) -> None:
     """Export a net of the zoo with random weights, prepare it as `edgecompile build` does, and draw the samples."""
     from edgecompile import model as models
 
-    folder.mkdir(parents=True)
     source = Path(net)
     if source.suffix != ".onnx":
         from tests import zoo
 
-        source = folder / "exported.onnx"
-        _export(zoo.build(net), tuple(zoo.input_shape(net)), source)
-    model = models.load(str(source), folder)
-    (port,) = model.inputs
+        source = zoo.export_onnx(zoo.build(net), zoo.input_shapes(net), folder / "exported.onnx")
+    (port,) = models.load(str(source), folder).inputs
     rng = np.random.default_rng(0)
     np.save(folder / "samples.npy", rng.uniform(0, 1, (SAMPLES, *port.shape[1:])).astype(np.float32))
-    return Job(net=source.stem if net.endswith(".onnx") else net, folder=folder, input_name=port.name, shape=port.shape)
+    (folder / "job.json").write_text(json.dumps({"input": port.name, "shape": port.shape}))
 
 
-def _export(module: Any, shape: tuple[int, ...], path: Path) -> None:
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module.eval(), (torch.zeros(shape),), str(path), input_names=["image"], dynamo=False)
-
-
-def run(job: Job, side: Side, number: int) -> Run:
+def run(job: Job, kind: Kind, side: Side, number: int) -> Run:
     """One conversion in a fresh process and an empty folder; for our sides once more with the imports made before."""
-    wall, peak, files, _ = _timed(job, side, "cold")
-    work = _timed(job, side, "warm")[3] if side != "command" else None
-    print(f"round {number}: {job.net} {side}: {wall:.1f} s", file=sys.stderr)
-    return Run(net=job.net, side=side, round=number, wall_s=wall, work_s=work, peak_mb=peak, files=files)
+    wall, peak, files, _ = _timed(job, kind, side, "cold")
+    work = _timed(job, kind, side, "warm")[3] if side != "command" else None
+    print(f"round {number}: {job.net} {kind} {side}: {wall:.1f} s", file=sys.stderr)
+    return Run(net=job.net, kind=kind, side=side, round=number, wall_s=wall, work_s=work, peak_mb=peak, files=files)
 
 
-def _timed(job: Job, side: Side, how: str) -> tuple[float, float, int, float | None]:
+def _timed(job: Job, kind: Kind, side: Side, how: str) -> tuple[float, float, int, float | None]:
     """Seconds of wall clock, megabytes of the largest process, files made, and the seconds the process itself told."""
     folder = job.folder / "run"
     folder.mkdir()
     shutil.copy(job.model, folder / "model.onnx")
     np.save(folder / IMAGES, np.zeros((20, 128, 128, 3), np.float32))
-    command = _command(job, side, folder, how)
+    command = _command(job, kind, side, folder, how)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
     with (folder / "log.txt").open("wb") as log:
         started = time.perf_counter()
@@ -154,36 +159,36 @@ def _timed(job: Job, side: Side, how: str) -> tuple[float, float, int, float | N
     process.returncode = status
     if status != 0:
         raise SystemExit(f"{job.net} by {side} failed:\n{(folder / 'log.txt').read_text(errors='replace')[-3000:]}")
-    files = _require_files(folder, side)
+    files = _require_files(folder, kind, side)
     told = folder / "work.json"
     work = json.loads(told.read_text())["work_s"] if told.is_file() else None
     shutil.rmtree(folder)
     return wall, usage.ru_maxrss / 1024, files, work
 
 
-def _command(job: Job, side: Side, folder: Path, how: str) -> list[str]:
+def _command(job: Job, kind: Kind, side: Side, folder: Path, how: str) -> list[str]:
     if side != "command":
-        return [sys.executable, "-m", "benchmarks.convert", "--child", side, str(job.folder), how]
+        return [sys.executable, "-m", "benchmarks.convert", "--child", side, kind, str(job.folder), how]
+    plain = [str(Path(sys.executable).with_name("onnx2tf")), "-i", "model.onnx", "-o", "out"]
+    if kind == "float":
+        return plain
     np.save(folder / "calibration.npy", np.load(job.samples).transpose(0, 2, 3, 1))
     neutral = [f"[[[[{','.join([value] * job.shape[1])}]]]]" for value in ("0", "1")]
-    return [
-        str(Path(sys.executable).with_name("onnx2tf")),
-        "-i", "model.onnx", "-o", "out", "-oiqt", "-cind", job.input_name, "calibration.npy", *neutral,
-    ]  # fmt: skip
+    return [*plain, "-oiqt", "-cind", job.input_name, "calibration.npy", *neutral]
 
 
-def _require_files(folder: Path, side: Side) -> int:
-    """Count the files, and make sure that the three that are compared are there."""
+def _require_files(folder: Path, kind: Kind, side: Side) -> int:
+    """Count the files, and make sure that those that are compared are there."""
     found = sorted(path.name for path in folder.rglob("*.tflite"))
     endings = ("float32", "float16", "integer_quant") if side == "command" else ("fp32", "fp16", "int8")
-    for ending in endings:
+    for ending in endings if kind == "all" else endings[:2]:
         if not any(ending in name for name in found):
             raise SystemExit(f"{side} made no {ending} file, only {found}")
     return len(found)
 
 
-def convert_here(side: str, folder: Path, *, warm: bool) -> None:
-    """What the measured process of our sides does: three files into the current folder."""
+def convert_here(side: str, kind: str, folder: Path, *, warm: bool) -> None:
+    """What the measured process of our sides does: two or three files into the current folder."""
     if warm:
         _import_everything(side)
     from edgecompile import lower
@@ -194,7 +199,7 @@ def convert_here(side: str, folder: Path, *, warm: bool) -> None:
     samples = [{model.inputs[0].name: array[None]} for array in np.load(folder / "samples.npy")]
     floating: Artifact | None = None
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
-    for precision in precisions:
+    for precision in precisions if kind == "all" else precisions[:2]:
         plan = Plan(runtime="tflite", precision=precision)
         made = lower.RUNTIMES["tflite"].lower(model, plan, samples, Path.cwd(), path=side, float_artifact=floating)
         floating = floating or made
@@ -271,11 +276,11 @@ def show(runs: Sequence[Run]) -> None:
 
     from edgecompile.stats import percentile_ratio
 
-    table = Table(title="model -> {float32, float16, int8} files")
-    for heading in ("net", "side", "wall, s", "work, s", "peak, MB", "times faster (wall)"):
-        table.add_column(heading, justify="left" if heading in ("net", "side") else "right")
-    for net in dict.fromkeys(item.net for item in runs):
-        sides = {side: [r for r in runs if (r.net, r.side) == (net, side)] for side in SIDES}
+    table = Table(title="model -> float {float32, float16} and all {float32, float16, int8} files")
+    for heading in ("net", "files", "side", "wall, s", "work, s", "peak, MB", "times faster (wall)"):
+        table.add_column(heading, justify="left" if heading in ("net", "files", "side") else "right")
+    for net, kind in dict.fromkeys((item.net, item.kind) for item in runs):
+        sides = {side: [r for r in runs if (r.net, r.kind, r.side) == (net, kind, side)] for side in SIDES}
         for side, made in sides.items():
             if not made:
                 continue
@@ -285,7 +290,7 @@ def show(runs: Sequence[Run]) -> None:
                 faster = f"{ratio.value:.1f} [{ratio.low:.1f}, {ratio.high:.1f}]"
             works = [r.work_s for r in made if r.work_s is not None]
             peak = f"{statistics.median(r.peak_mb for r in made):.0f}"
-            table.add_row(net, side, _spread([r.wall_s for r in made]), _spread(works), peak, faster)
+            table.add_row(net, kind, side, _spread([r.wall_s for r in made]), _spread(works), peak, faster)
     Console(width=None if sys.stdout.isatty() else 110).print(table)
 
 

@@ -67,15 +67,22 @@ def many_ports(folder: Path) -> Model:
     net = Net()
     b, a = net.input("b:0", 1, 4, 4, 4), net.input("/a/in", 1, 4, 4, 4)
     first = net.conv(b, 4, 4, out="z/first")
-    second = net.add("Mul", net.conv(a, 4, 4), first, out="a:second")
+    second = net.add("Mul", net.conv(a, 4, 4, groups=2), first, out="a:second")
     third = net.add("Flatten", second, out="/m")
     return net.save(folder / "ports.onnx", first, third, second)
 
 
-@pytest.mark.parametrize("path", TFLITE.paths)
-def test_names_order_and_layouts_are_exact_where_all_sizes_are_equal(tmp_path: Path, path: str) -> None:
-    model = many_ports(tmp_path)
-    artifact = TFLITE.lower(model, FP32, samples(model), tmp_path, path=path)
+@pytest.fixture(scope="module", params=TFLITE.paths)
+def ported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, Artifact]:
+    folder = tmp_path_factory.mktemp("ports")
+    model = many_ports(folder)
+    return model, TFLITE.lower(model, FP32, samples(model), folder, path=request.param)
+
+
+def test_names_order_and_layouts_are_exact_where_all_sizes_are_equal(
+    ported: tuple[Model, Artifact], tmp_path: Path
+) -> None:
+    model, artifact = ported
     assert [port.spec.name for port in artifact.inputs] == ["b:0", "/a/in"]
     assert [port.spec.name for port in artifact.outputs] == ["z/first", "/m", "a:second"]
     assert largest_error(run_tflite(artifact), run_onnx(model.path), samples(model, seed=3)) < 1e-5
@@ -84,10 +91,8 @@ def test_names_order_and_layouts_are_exact_where_all_sizes_are_equal(tmp_path: P
     assert largest_error(run_tflite(quantized), run_onnx(model.path), samples(model)) < 0.1
 
 
-@pytest.mark.parametrize("path", TFLITE.paths)
-def test_the_files_tensors_carry_the_names_in_the_models_order(tmp_path: Path, path: str) -> None:
-    model = many_ports(tmp_path)
-    artifact = TFLITE.lower(model, FP32, samples(model), tmp_path, path=path)
+def test_the_files_tensors_carry_the_names_in_the_models_order(ported: tuple[Model, Artifact], tmp_path: Path) -> None:
+    model, artifact = ported
     for plan in (FP32, FP16, INT8, INT8_IO):
         made = artifact
         if plan is not FP32:
@@ -149,6 +154,14 @@ def test_an_unknown_operator_is_found_before_any_work(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"com\.example\.Wobble \(Conv_0\)") as caught:
         TFLITE.check(model, "fp32")
     assert caught.value.operators == (("com.example.Wobble", "Conv_0"),)
+
+
+def test_an_operator_that_tflite_lacks_is_named(tmp_path: Path) -> None:
+    net = Net()
+    x = net.conv(net.input("x", 1, 3, 8, 8), 3, 4)
+    model = net.save(tmp_path / "acosh.onnx", net.add("Acosh", x))
+    with pytest.raises(UnsupportedModelError, match="TFLite has no operator for TensorFlow's Acosh"):
+        TFLITE.lower(model, FP32, samples(model), tmp_path / "out", path="onnx2tf")
 
 
 def test_the_check_tells_when_the_file_will_be_made_through_onnx2tf(small: Model, tmp_path: Path) -> None:

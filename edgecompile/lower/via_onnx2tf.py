@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -209,6 +210,8 @@ def _keras(proto: Any, sample: list[npt.NDArray[Any]]) -> Any:
             custom_input_op_name_np_data_path=custom,
             not_use_onnxsim=True,
             not_use_opname_auto_generate=True,
+            # TFLite has no erf: as a polynomial that is exact to 1e-7 instead.
+            replace_to_pseudo_operators=["erf"],
             disable_model_save=True,
             verbosity="error",
         )
@@ -250,6 +253,8 @@ def _tflite(keras_model: Any, proto: Any) -> bytes:
     function = tf.function(run, input_signature=specs).get_concrete_function()
     holder = tf.Module()
     holder.function = function
+    # Grouped convolutions are Keras layers with variables; an untracked one costs the file its signature.
+    holder.tracked = list(function.graph.variables)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     try:
         return bytes(converter.convert())
@@ -260,7 +265,10 @@ def _tflite(keras_model: Any, proto: Any) -> bytes:
 
 
 def _telling_line(exc: BaseException) -> str:
-    """The line of a message that tells; Keras wraps the cause between two that do not."""
+    """The line of a message that tells; Keras wraps the cause between two that do not, MLIR prefixes source places."""
+    lacking = sorted(set(re.findall(r"'tf\.(\w+)' op is neither a custom op nor a flex op", str(exc))))
+    if lacking:
+        return f"TFLite has no operator for TensorFlow's {', '.join(lacking)}"
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     telling = [line for line in lines if not line.startswith(("Exception encountered", "Call arguments", "•"))] or lines
     return f"{type(exc).__name__}: {telling[0][:300]}" if telling else type(exc).__name__
