@@ -32,6 +32,7 @@ from rich.table import Table
 
 from benchmarks.runtimes import files
 from edgecompile import bench, stats
+from edgecompile.bench import intervals
 from edgecompile.transport.local import LocalTransport
 from edgecompile.types import Artifact, to_builtins
 
@@ -80,7 +81,7 @@ def two_processes(artifact: Artifact, seconds: float, seed: int) -> stats.Interv
 
 def _over_parts(first: Sequence[float], second: Sequence[float]) -> stats.Interval:
     parts = [[list(part) for part in np.array_split(np.asarray(side), PARTS)] for side in (first, second)]
-    return stats.percentile_ratio(parts[0], parts[1], 50.0)
+    return intervals.ratio(parts[0], parts[1], 50.0)
 
 
 WAYS: dict[str, Callable[[Artifact, float, int], stats.Interval]] = {

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgecompile import stats
-from edgecompile.bench import document, runner
+from edgecompile.bench import document, intervals, runner
 from edgecompile.transport import Transport
 from edgecompile.types import Artifact, Environment, Measurement, Ratio
 
@@ -54,8 +54,8 @@ class BenchResult:
     percentile: float
 
     def ratio(self, i: int, j: int) -> Ratio:
-        """File ``i``'s percentile over file ``j``'s, with an interval over whole rounds."""
-        found = stats.percentile_ratio(self.rounds[i], self.rounds[j], self.percentile)
+        """File ``i``'s percentile over file ``j``'s, with an interval over whole rounds (at least two)."""
+        found = intervals.ratio(self.rounds[i], self.rounds[j], self.percentile)
         return Ratio(value=found.value, ci_low=found.low, ci_high=found.high)
 
 
@@ -95,28 +95,12 @@ def _environment(machine: document.Machine) -> Environment:
     )
 
 
-def interval(rounds: Sequence[Sequence[float]], percentile: float) -> stats.Interval:
-    """The percentile of all rounds together; its interval covers both the runs' spread and that between rounds.
-
-    Thousands of runs of a quick file give an interval over runs that is far narrower than what the next process shows
-    (Kalibera and Jones 2013: repeat at the highest level that varies): whole rounds are resampled too (against a
-    constant), and the wider bounds count.
-    """
-    over_runs = stats.percentile([ms for one in rounds for ms in one], percentile)
-    over_rounds = stats.percentile_ratio(rounds, [(1.0,)] * len(rounds), percentile)
-    return stats.Interval(
-        value=over_runs.value,
-        low=min(over_runs.low, over_rounds.low),
-        high=max(over_runs.high, over_rounds.high),
-    )
-
-
 def _measurement(
     found: document.Measured, machine: document.Machine, environment: Environment, options: BenchOptions
 ) -> Measurement:
     import numpy as np
 
-    value = interval(found.latencies_ms, options.percentile)
+    value = intervals.percentile(found.latencies_ms, options.percentile)
     median, p90, p95, p99 = np.percentile(np.concatenate(found.latencies_ms), [50, 90, 95, 99])
     return Measurement(
         provenance="measured",
