@@ -38,7 +38,7 @@ class Builder:
     def constant(self, values: np.ndarray) -> int:
         like = schema.TensorT()
         like.shape = list(values.shape)
-        like.type = {"float32": flatbuffer.FLOAT32, "int32": flatbuffer.INT32}[str(values.dtype)]
+        like.type = {"float32": flatbuffer.FLOAT32, "int32": flatbuffer.INT32, "bool": 6}[str(values.dtype)]
         like.name = b"c"
         return flatbuffer.add_constant(self.model, values, like)
 
@@ -210,6 +210,27 @@ def test_arg_max_reads_int8_and_gives_integers() -> None:
     sample = data(1, seed=2)[0]
     same = run(made, sample, delegate=True)["out0"] == run(floating, sample, delegate=True)["out0"]
     assert same.mean() > 0.9
+
+
+@pytest.mark.parametrize("how", ["ADD", "SELECT_V2"])
+def test_a_mask_of_minus_infinity_does_not_spoil_the_scale(how: str) -> None:
+    builder = Builder()
+    x = builder.tensor(SHAPE)
+    scores = builder.conv(x, SHAPE, 8)
+    hidden = np.tile(np.arange(8) < 3, (1, 8, 8, 1))
+    lowest = np.finfo(np.float32).min
+    if how == "ADD":
+        mask = builder.constant(np.where(hidden, lowest, np.float32(0)).astype(np.float32))
+        (masked,) = builder.add("ADD", [scores, mask], SHAPE, options="AddOptions")
+    else:
+        inputs = [builder.constant(~hidden), scores, builder.constant(np.full((1, 1, 1, 1), lowest, np.float32))]
+        (masked,) = builder.add("SELECT_V2", inputs, SHAPE, options="SelectV2Options")
+    (y,) = builder.add("SOFTMAX", [masked], SHAPE, options="SoftmaxOptions", beta=1.0)
+    floating = builder.finish([x], [y])
+    made = quantize_tflite.int8(floating, INPUT, data())
+    for delegate in (True, False):
+        assert sqnr_db(made, floating, delegate=delegate) > 20
+        assert run(made, data(1)[0], delegate=delegate)["out0"][..., :3].max() == 0
 
 
 def test_an_output_that_nothing_reads() -> None:

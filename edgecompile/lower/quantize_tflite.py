@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,6 +28,8 @@ TIMEOUT_S = 3600.0
 _EVERY_OPERATOR = "^.*$"
 #: Beyond this a value stands for infinity: exporters and converters write the largest finite float.
 _INFINITY = 1e30
+#: exp(-8) is less than half of the last bit of an int8 softmax (1/256).
+_HIDDEN = 8.0
 _LARGEST_FLOAT16 = 65504.0
 #: Operators whose weights and bias are stored as float16, both or neither: XNNPACK leaves an operator with one
 #: float16 and one float32 constant to the slow reference kernels (measured: the whole file 4 times slower).
@@ -119,7 +121,7 @@ def int8_in_child(argument: dict[str, Any]) -> dict[str, Any]:
         try:
             with _mapped_errors("to int8"):
                 observed = observe(data, feeds)
-                data = with_finite_padding(data, observed)
+                data, observed = without_infinities(data, observed)
                 ranges = islands.carry_ranges(data, observed)
                 tool = quantizer.Quantizer(bytearray(data), _static_recipe(argument["io_dtype"]))
                 result = bytes(tool.quantize(_as_statistics(data, ranges)).quantized_model)
@@ -177,27 +179,54 @@ def _finite(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return values
 
 
-def with_finite_padding(data: bytes, ranges: Ranges) -> bytes:
-    """A float file whose pads with minus infinity use the smallest value of what they pad instead.
+def without_infinities(data: bytes, ranges: Ranges) -> tuple[bytes, Ranges]:
+    """A float file, and its ranges, without constants that stand for minus infinity: no scale holds them beside data.
 
-    Before: ``PADV2(x, -3.4e38) -> MAX_POOL_2D``, which no scale can represent together with x. After:
-    ``PADV2(x, min x) -> MAX_POOL_2D``, the same maxima, since every window holds at least one value of x.
+    Before: ``PADV2(x, -3.4e38) -> MAX_POOL_2D``. After: ``PADV2(x, min x) -> MAX_POOL_2D``, the same maxima, since
+    every window holds at least one value of x. Before: ``ADD(x, mask of 0 and -3.4e38) -> SOFTMAX``. After: a mask that
+    puts what it hides at least 8 below every x, where a softmax in 8 bits gives 0; ``SELECT_V2(c, x, -3.4e38)`` alike.
     """
+    graph = flatbuffer.unpack(data)
+    changed = dict(ranges)
+    for operator in graph.subgraphs[0].operators:
+        name = flatbuffer.operator_name(graph, operator)
+        if name in _REPLACEMENTS:
+            _replace_infinities(graph, operator, changed, *_REPLACEMENTS[name])
+    return flatbuffer.pack(graph), changed
+
+
+#: By operator: what minus infinity becomes, from the lowest and highest x; and how far it widens the result below.
+_REPLACEMENTS: dict[str, tuple[Callable[[float, float], float], float]] = {
+    "PADV2": (lambda low, high: low, 0.0),
+    "ADD": (lambda low, high: low - high - _HIDDEN, _HIDDEN),
+    "SELECT_V2": (lambda low, high: low - _HIDDEN, _HIDDEN),
+}
+
+
+def _replace_infinities(
+    graph: Any,
+    operator: Any,
+    ranges: dict[str, tuple[float, float]],
+    value: Callable[[float, float], float],
+    below: float,
+) -> None:
+    """Replace an operator's constant that holds minus infinities, and widen the range of its result."""
     import numpy as np
 
-    graph = flatbuffer.unpack(data)
-    subgraph = graph.subgraphs[0]
-    for operator in subgraph.operators:
-        if flatbuffer.operator_name(graph, operator) != "PADV2":
+    tensors = graph.subgraphs[0].tensors
+    known = [ranges[n] for i in operator.inputs if (n := flatbuffer.tensor_name(tensors[i])) in ranges]
+    for position, index in enumerate(operator.inputs):
+        values = flatbuffer.constant_floats(graph, tensors[index])
+        if values is None or not known or not (values < -_INFINITY).any():
             continue
-        padded, constant = (subgraph.tensors[operator.inputs[i]] for i in (0, 2))
-        values = flatbuffer.constant_floats(graph, constant)
-        name = flatbuffer.tensor_name(padded)
-        if values is not None and values.size == 1 and values[0] < -_INFINITY and name in ranges:
-            finite = np.full(values.shape, ranges[name][0], np.float32)
-            index = flatbuffer.add_constant(graph, finite, constant)
-            operator.inputs = [operator.inputs[0], operator.inputs[1], index]
-    return flatbuffer.pack(graph)
+        low, high = known[0]
+        finite = np.where(values < -_INFINITY, np.float32(value(low, high)), values)
+        inputs = [int(i) for i in operator.inputs]
+        inputs[position] = flatbuffer.add_constant(graph, finite.astype(np.float32), tensors[index])
+        operator.inputs = inputs
+        result = flatbuffer.tensor_name(tensors[operator.outputs[0]])
+        if result in ranges:
+            ranges[result] = (min(ranges[result][0], low - below), ranges[result][1])
 
 
 def _computed_floats(data: bytes) -> dict[str, int]:
