@@ -72,6 +72,13 @@ class OnnxNode:
     def integer(self, name: str, default: int) -> int:
         return int(self._attribute(name, 2, "an integer").i) if name in self._attributes else default
 
+    def flag(self, name: str, *, default: bool = False) -> bool:
+        """An integer attribute that is 0 or 1: of other numbers, every runtime makes something else."""
+        value = self.integer(name, int(default))
+        if value not in (0, 1):
+            raise RefusedError(f"its {name} is {value}")
+        return bool(value)
+
     def number(self, name: str, default: float) -> float:
         return float(self._attribute(name, 1, "a number").f) if name in self._attributes else default
 

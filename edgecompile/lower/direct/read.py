@@ -5,13 +5,13 @@ Everything that is not lowered exactly is collected, so that a message can name 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from edgecompile.lower.direct import fold
 from edgecompile.lower.direct.build import MAX_ELEMENTS, Builder, OnnxNode, RefusedError
-from edgecompile.lower.direct.ir import Array, Graph, Value, identity
+from edgecompile.lower.direct.ir import Array, Graph, IRError, Value, identity
 
 if TYPE_CHECKING:
     import onnx
@@ -32,6 +32,17 @@ class Refusal:
     reason: str
 
 
+def _names(graph: onnx.GraphProto) -> Iterator[object]:
+    """All names in a graph."""
+    for node in graph.node:
+        yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
+        yield from (attribute.name for attribute in node.attribute)
+    for named in (*graph.initializer, *graph.input, *graph.output):
+        yield named.name
+    for info in graph.input:
+        yield from (dim.dim_param for dim in info.type.tensor_type.shape.dim)
+
+
 class Reader:
     """Reads one ONNX graph into ``graph``; what it does not do stands in ``refusals`` afterwards."""
 
@@ -49,6 +60,10 @@ class Reader:
         self._opset = 0
 
     def run(self) -> Graph:
+        if not all(isinstance(name, str) for name in _names(self.proto.graph)):
+            # What is not UTF-8 is handed over as bytes.
+            self._refuse("Model", "", "a name in it is not text")
+            return self.graph
         self._opset = self._standard_opset()
         self._read_initializers(self.proto.graph)
         self._read_inputs(self.proto.graph)
@@ -116,7 +131,16 @@ class Reader:
             if str(exc):
                 self._refuse(op_type, name, str(exc))
             self._unknown.update(o for o in outputs if o)
-        except (ValueError, TypeError, IndexError, KeyError, OverflowError, ArithmeticError, MemoryError) as exc:
+        except (
+            IRError,
+            ValueError,
+            TypeError,
+            IndexError,
+            KeyError,
+            OverflowError,
+            ArithmeticError,
+            MemoryError,
+        ) as exc:
             # A malformed node; its attributes and operands come from outside and contradict each other.
             self._refuse(op_type, name, f"it is malformed ({type(exc).__name__}: {exc})")
             self._unknown.update(o for o in outputs if o)

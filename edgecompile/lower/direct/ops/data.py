@@ -23,13 +23,13 @@ def _split(b: Builder, node: OnnxNode) -> list[Value]:
     sizes = node.ints("split") if node.opset < 13 else node.ints_operand(1, "sizes")
     if sizes is None:
         count = node.integer("num_outputs", len(node.outputs))
-        if count < 1 or count > x.shape[axis]:
+        if count < 1 or count > x.shape[axis] or count != len(node.outputs):
             raise RefusedError(f"{x.shape[axis]} elements in {count} parts")
         part = -(-x.shape[axis] // count)
         sizes = (*(part,) * (count - 1), x.shape[axis] - part * (count - 1))
         if node.opset < 18 and part * count != x.shape[axis]:
             raise RefusedError(f"{x.shape[axis]} elements do not split into {count} equal parts")
-    if min(sizes, default=-1) < 0 or sum(sizes) != x.shape[axis]:
+    if min(sizes, default=-1) < 0 or sum(sizes) != x.shape[axis] or len(sizes) != len(node.outputs):
         raise RefusedError(f"it splits {x.shape[axis]} elements into {sizes}")
     filled = tuple(size for size in sizes if size)
     parts = iter(b.add_all(ir.Split(axis=axis, sizes=filled), x) if len(filled) > 1 else [x])
@@ -232,7 +232,7 @@ def _cumsum(b: Builder, node: OnnxNode) -> Value:
     x, axis = node.required(0), node.ints_operand(1, "axis")
     if axis is None or len(axis) != 1:
         raise RefusedError("it has no axis")
-    exclusive, reverse = bool(node.integer("exclusive", 0)), bool(node.integer("reverse", 0))
+    exclusive, reverse = node.flag("exclusive"), node.flag("reverse")
     return b.add(ir.CumSum(axis=axis_of(axis[0], x.rank), exclusive=exclusive, reverse=reverse), x)
 
 
@@ -241,8 +241,8 @@ def _trilu(b: Builder, node: OnnxNode) -> Value:
     x, offset = node.required(0), node.ints_operand(1, "k") or (0,)
     if x.rank < 2:
         raise RefusedError(f"its operand has shape {x.shape}")
-    keep = np.tri(x.shape[-2], x.shape[-1], k=offset[0] - (1 if node.integer("upper", 1) else 0), dtype=bool)
-    keep = ~keep if node.integer("upper", 1) else keep
+    keep = np.tri(x.shape[-2], x.shape[-1], k=offset[0] - (1 if node.flag("upper", default=True) else 0), dtype=bool)
+    keep = ~keep if node.flag("upper", default=True) else keep
     return b.add(ir.Select(), *b.broadcastable(b.constant(keep, "bool"), x, b.scalar(0, x)))
 
 

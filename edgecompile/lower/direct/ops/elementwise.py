@@ -93,7 +93,7 @@ def _simple_power(b: Builder, x: Value, power: float) -> Value | None:
 
 def _mod(b: Builder, node: OnnxNode) -> Value:
     x, y = _operands(b, node)
-    if not node.integer("fmod", 0):
+    if not node.flag("fmod"):
         if x.dtype == "float32":
             raise RefusedError("the remainder of floats needs fmod=1")
         return b.binary("FLOOR_MOD", x, y)

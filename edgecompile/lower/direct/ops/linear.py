@@ -30,8 +30,8 @@ def _gemm(b: Builder, node: OnnxNode) -> Value:
     a, w = node.required(0), node.required(1)
     if a.rank != 2 or w.rank != 2 or a.dtype != "float32":
         raise RefusedError(f"its operands are {a.dtype} of shapes {a.shape} and {w.shape}")
-    a = b.transpose(a, (1, 0)) if node.integer("transA", 0) else a
-    w = w if node.integer("transB", 0) else b.transpose(w, (1, 0))
+    a = b.transpose(a, (1, 0)) if node.flag("transA") else a
+    w = w if node.flag("transB") else b.transpose(w, (1, 0))
     alpha, c = node.number("alpha", 1.0), node.operand(2)
     if w.data is None:
         y = _scaled(b, matmul(b, a, b.transpose(w, (1, 0))), alpha)

@@ -24,7 +24,7 @@ def _along_channels(b: Builder, v: Value, rank: int) -> Value:
 def _batch_norm(b: Builder, node: OnnxNode) -> list[Value | None]:
     """A factor and a term for each channel, which later go into a convolution where one stands before."""
     x = _float(node.required(0))
-    if node.integer("training_mode", 0) or any(node.outputs[1:]):
+    if node.flag("training_mode") or any(node.outputs[1:]):
         raise RefusedError("it is in training mode")
     if x.rank < 2:
         raise RefusedError(f"its operand has shape {x.shape}")

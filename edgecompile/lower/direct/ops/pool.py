@@ -32,9 +32,9 @@ def _covering(
         if min(before, after) < 0 or max(before, after) >= reach:
             raise RefusedError(f"its pads {pads} do not fit its kernel {kernel}")
         room = size + before + after - reach
-        count = (-(-room // strides[i]) if node.integer("ceil_mode", 0) else room // strides[i]) + 1
+        count = (-(-room // strides[i]) if node.flag("ceil_mode") else room // strides[i]) + 1
         # A window that would begin behind the input and its pads in front is none.
-        if node.integer("ceil_mode", 0) and (count - 1) * strides[i] >= size + before:
+        if node.flag("ceil_mode") and (count - 1) * strides[i] >= size + before:
             count -= 1
         if count < 1:
             raise RefusedError(f"its kernel {kernel} does not fit {x.shape}")
@@ -73,10 +73,10 @@ def _average_pool(b: Builder, node: OnnxNode) -> Value:
     x = image(b, node.required(0))
     kernel, strides, dilations = _setting(node, x)
     declared, pads = _covering(node, x, kernel, strides, dilations)
-    if node.integer("count_include_pad", 0) and any(before != after for before, after in declared):
+    if node.flag("count_include_pad") and any(before != after for before, after in declared):
         # ONNX's standard counts the pads of each side, ONNX Runtime those of another.
         raise RefusedError(f"it counts pads that differ in front and behind: {declared}")
-    counts = _counts(x, declared, pads, kernel, strides, dilations, padded=bool(node.integer("count_include_pad", 0)))
+    counts = _counts(x, declared, pads, kernel, strides, dilations, padded=node.flag("count_include_pad"))
     full = kernel[0] * kernel[1]
     if dilations != (1, 1):
         weights = b.constant(np.full((x.shape[1], 1, *kernel), 1 / full), "float32")

@@ -47,13 +47,13 @@ def _cells(node: OnnxNode, gates: int, defaults: tuple[str, ...]) -> list[_Cell]
     count = {"forward": 1, "reverse": 1, "bidirectional": 2}.get(direction)
     if count is None:
         raise RefusedError(f"its direction is {direction!r}")
-    if node.has("clip") or node.integer("input_forget", 0):
+    if node.has("clip") or node.flag("input_forget"):
         raise RefusedError("it clips, or couples its gates")
     w, r = node.constant(1, "weights"), node.constant(2, "recurrent weights")
     if w is None or r is None or w.ndim != 3 or r.ndim != 3 or w.shape[0] != count or r.shape[0] != count:
         raise RefusedError(f"its weights do not fit {count} directions")
     hidden = r.shape[2]
-    if w.shape[1] != gates * hidden or r.shape[1] != gates * hidden:
+    if node.integer("hidden_size", hidden) != hidden or w.shape[1] != gates * hidden or r.shape[1] != gates * hidden:
         raise RefusedError(f"weights {w.shape} and {r.shape} do not fit together")
     bias = node.constant(3, "bias")
     bias = np.zeros((count, 2 * gates * hidden), np.float32) if bias is None else bias
@@ -103,7 +103,7 @@ def _unroll(
     step_of: Callable[[_Cell], _Step],
 ) -> list[Value | None]:  # fmt: skip
     """``[Y, Y_h, ...]`` of all directions."""
-    x, batch_first = node.required(0), bool(node.integer("layout", 0))
+    x, batch_first = node.required(0), node.flag("layout")
     if x.rank != 3 or x.dtype != "float32":
         raise RefusedError(f"its operand is {x.dtype} of shape {x.shape}")
     x = b.transpose(x, (1, 0, 2)) if batch_first else x
@@ -180,7 +180,7 @@ def _lstm(b: Builder, node: OnnxNode) -> list[Value | None]:
 
 def _gru(b: Builder, node: OnnxNode) -> list[Value | None]:
     cells = _cells(node, 3, ("Sigmoid", "Tanh"))
-    after = bool(node.integer("linear_before_reset", 0))
+    after = node.flag("linear_before_reset")
 
     def bias_of(cell: _Cell) -> Array:
         # The state's bias of the new value is inside the reset's product when the reset comes after it.

@@ -21,7 +21,7 @@ def _axes(node: OnnxNode, x: Value) -> tuple[int, ...] | None:
         axes = node.ints_operand(1, "axes")
     if axes:
         return tuple(sorted({axis_of(axis, x.rank) for axis in axes}))
-    return None if node.integer("noop_with_empty_axes", 0) else tuple(range(x.rank))
+    return None if node.flag("noop_with_empty_axes") else tuple(range(x.rank))
 
 
 def _reduce(kind: str) -> Handler:
@@ -36,7 +36,7 @@ def _over(b: Builder, node: OnnxNode, x: Value, kind: str) -> Value:
     axes = _axes(node, x)
     if axes is None or x.rank == 0:
         return x
-    op = ir.Reduce(kind=kind, axes=axes, keepdims=bool(node.integer("keepdims", 1)))  # type: ignore[arg-type]
+    op = ir.Reduce(kind=kind, axes=axes, keepdims=node.flag("keepdims", default=True))  # type: ignore[arg-type]
     return b.add(op, x)
 
 
@@ -67,7 +67,7 @@ def _log_sum_exp(b: Builder, node: OnnxNode) -> Value:
     powers = b.unary("EXP", b.binary("SUB", x, largest))
     total = b.unary("LOG", b.add(ir.Reduce(kind="SUM", axes=axes, keepdims=True), powers))
     result = b.binary("ADD", total, largest)
-    if node.integer("keepdims", 1):
+    if node.flag("keepdims", default=True):
         return result
     return b.reshape(result, [d for axis, d in enumerate(x.shape) if axis not in axes])
 
@@ -76,10 +76,10 @@ def _arg(kind: str) -> Handler:
     def lower(b: Builder, node: OnnxNode) -> Value:
         x = node.required(0)
         axis = axis_of(node.integer("axis", 0), x.rank)
-        if node.integer("select_last_index", 0):
+        if node.flag("select_last_index"):
             raise RefusedError("it wants the last of equal values; TFLite gives the first")
         found = b.add(ir.ArgReduce(kind=kind, axis=axis), x)  # type: ignore[arg-type]
-        if not node.integer("keepdims", 1):
+        if not node.flag("keepdims", default=True):
             return found
         return b.reshape(found, (*x.shape[:axis], 1, *x.shape[axis + 1 :]))
 
@@ -92,7 +92,7 @@ def _top_k(b: Builder, node: OnnxNode) -> list[Value]:
     k = (node.integer("k", 0),) if node.opset < 10 else node.ints_operand(1, "k")
     if k is None or len(k) != 1 or not 0 < k[0] <= x.shape[axis]:
         raise RefusedError(f"the {k} largest of {x.shape[axis]}")
-    largest = bool(node.integer("largest", 1))
+    largest = node.flag("largest", default=True)
     if not largest and x.dtype != "float32":
         raise RefusedError(f"the smallest of {x.dtype}")
     values, places = b.add_all(ir.TopK(axis=axis, k=k[0]), x if largest else b.unary("NEG", x))

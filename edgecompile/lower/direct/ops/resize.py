@@ -22,7 +22,7 @@ def _resize(b: Builder, node: OnnxNode) -> Value:
     mode = node.text("mode", "nearest")
     way = "asymmetric" if old else node.text("coordinate_transformation_mode", "half_pixel")
     rounding = "floor" if old else node.text("nearest_mode", "round_prefer_floor")
-    if node.integer("antialias", 0) or node.integer("exclude_outside", 0):
+    if node.flag("antialias") or node.flag("exclude_outside"):
         raise RefusedError("antialias or exclude_outside is set")
     if node.text("keep_aspect_ratio_policy", "stretch") != "stretch" or node.ints("axes") is not None:
         if node.ints("axes") is None:

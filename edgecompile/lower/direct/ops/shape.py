@@ -18,7 +18,7 @@ def _reshape(b: Builder, node: OnnxNode) -> Value:
     if wanted is None:
         raise RefusedError("it has no shape")
     shape = list(wanted)
-    if not node.integer("allowzero", 0):
+    if not node.flag("allowzero"):
         shape = [x.shape[i] if d == 0 and i < x.rank else d for i, d in enumerate(shape)]
     if shape.count(-1) == 1:
         rest = prod(d for d in shape if d != -1)
