@@ -288,3 +288,30 @@ def test_outputs_that_are_one_tensor_and_inputs_that_are_outputs() -> None:
 def test_constant_outputs() -> None:
     nodes = [node("Relu", "x", "y"), node("Constant", "", "k", value_floats=[1.0, 2.0])]
     compare(graph(nodes, {"x": (2, 3)}, ["y", "k"]))
+
+
+@pytest.mark.parametrize("rank", [5, 6, 7, 8])
+def test_high_ranks(rank: int) -> None:
+    shape = [2] * rank
+    begin, end = _ints(*[0] * (rank - 1), 1), _ints(*[2] * rank)
+    nodes = [
+        node("ReduceSum", "x axes", "sum", keepdims=0), node("ReduceMax", "x", "max", axes=[1, 3], keepdims=1),
+        node("Softmax", "x", "soft", axis=2), node("Concat", "x x", "join", axis=1), node("Split", "x", "a b", axis=2),
+        node("Slice", "x begin end", "part"), node("MatMul", "x w", "product"), node("Transpose", "x", "turned"),
+        node("Pad", "x pads", "padded"), node("Relu", "x", "relu"), node("MatMul", "x x", "square"),
+    ]  # fmt: skip
+    constants = {"axes": _ints(0, 2), "begin": begin, "end": end, "w": normal(2, 3)}
+    constants["pads"] = _ints(*[0] * (rank - 2), 1, 0, *[0] * (rank - 1), 2)
+    outputs = ["sum", "max", "soft", "join", "a", "b", "part", "product", "padded", "relu", "square"]
+    compare(graph(nodes, {"x": shape}, [*outputs, *(["turned"] if rank < 7 else [])], constants))
+
+
+def test_a_transpose_that_no_kernel_does_is_refused() -> None:
+    model = graph([node("Transpose", "x", "y"), node("Relu", "y", "z")], {"x": [2] * 7}, ["z"])
+    with pytest.raises(UnsupportedModelError, match="7 axes"):
+        direct.lower(model)
+
+
+def test_a_transpose_of_high_rank_whose_axes_move_together() -> None:
+    nodes = [node("Transpose", "x", "y", perm=[0, 4, 5, 6, 1, 2, 3]), node("Relu", "y", "z")]
+    compare(graph(nodes, {"x": [1, 2, 3, 2, 2, 1, 3]}, ["z"]))

@@ -58,6 +58,8 @@ def lower(model: onnx.ModelProto, *, input_layout: Literal["nhwc", "nchw"] = "nh
     passes.run(graph, channels_last=input_layout == "nhwc")
     emitter = Emitter(graph)
     file = emitter.run()
+    if emitter.refusals:
+        raise _unsupported(Refusal(op_type=op, name=name, reason=why) for (op, name), why in emitter.refusals)
     return DirectResult(
         data=write.pack(file),
         inputs=_ports(graph, ((name, name, index) for name, index in file.inputs), file),

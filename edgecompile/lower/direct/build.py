@@ -134,7 +134,8 @@ class Builder:
             return tuple(self._without_elements(shape, dtype) for shape, dtype in results)
         limit = support.max_rank(op, inputs)
         if limit is not None and max(v.rank for v in inputs) > limit:
-            return (self._on_fewer_axes(op, inputs, results[0][0], limit),)
+            made = self._on_fewer_axes(op, inputs, results[0][0], limit)
+            return tuple(self.reshape(v, shape) for v, (shape, _) in zip(made, results, strict=True))
         reason = support.fault(op, inputs)
         if reason is not None:
             raise RefusedError(reason)
@@ -155,19 +156,20 @@ class Builder:
             raise RefusedError("some of its results have no elements")
         return self.constant(np.zeros(shape), dtype)
 
-    def _on_fewer_axes(self, op: Op, inputs: Sequence[Value], shape: Shape, limit: int) -> Value:
-        """An operator of a higher rank than its kernel takes, between reshapes."""
+    def _on_fewer_axes(self, op: Op, inputs: Sequence[Value], shape: Shape, limit: int) -> tuple[Value, ...]:
+        """The results, on fewer axes, of an operator of a higher rank than its kernel takes."""
         if isinstance(op, ir.MatMul):
             batch = prod(shape[:-2])
-            return self.reshape(self.add(op, *(self.reshape(v, (batch, *v.shape[-2:])) for v in inputs)), shape)
+            return self.add_all(op, *(self.reshape(v, (batch, *v.shape[-2:])) for v in inputs))
         parts = collapse.groups(op, inputs)
         if isinstance(op, ir.Binary | ir.Compare | ir.Select) and (parts is None or len(parts) > limit):
             # Operands of one shape are no matter of rank.
-            return self.add(op, *(self.expand(v, shape) for v in inputs))
+            return self.add_all(op, *(self.expand(v, shape) for v in inputs))
         if parts is None or len(parts) > limit:
             raise RefusedError(f"TFLite's {type(op).__name__} takes rank {limit} at most, not {len(shape)}")
-        small = [self.reshape(v, collapse.merged(v.shape, parts)) if v.rank else v for v in inputs]
-        return self.reshape(self.add(collapse.merged_op(op, inputs, parts), *small), shape)
+        rank = max(v.rank for v in inputs)
+        small = [self.reshape(v, collapse.merged(v.shape, parts)) if v.rank == rank else v for v in inputs]
+        return self.add_all(collapse.merged_op(op, inputs, parts), *small)
 
     def constant(self, data: Any, dtype: str) -> Value:
         """A new constant."""

@@ -26,11 +26,19 @@ def groups(op: Op, inputs: Sequence[Value]) -> list[list[int]] | None:
     if isinstance(op, ir.Slice):
         whole = [op.begin[a] == 0 and op.size[a] == x.shape[a] and op.strides[a] == 1 for a in range(rank)]
         return _runs([(w,) for w in whole], alone=[not w for w in whole])
-    if isinstance(op, ir.Split):
-        return _runs([(axis < op.axis,) for axis in range(rank)], alone=[axis == op.axis for axis in range(rank)])
     if isinstance(op, ir.Pad):
         return _runs([(not any(p),) for p in op.pads], alone=[any(p) for p in op.pads])
+    if isinstance(op, ir.Reduce):
+        return _runs([(axis in op.axes,) for axis in range(rank)])
+    if isinstance(op, _ONE_AXIS):
+        return [part for part in ([*range(op.axis)], [op.axis], [*range(op.axis + 1, rank)]) if part]
+    if isinstance(op, ir.FullyConnected):
+        return [[*range(rank - 1)], [rank - 1]]
     return None
+
+
+#: Operators on one axis.
+_ONE_AXIS = (ir.Concat, ir.Softmax, ir.Split)
 
 
 def _runs(
@@ -64,4 +72,8 @@ def merged_op(op: Op, inputs: Sequence[Value], parts: Sequence[Sequence[int]]) -
         return replace(op, begin=begin, size=merged(op.size, parts), strides=strides)
     if isinstance(op, ir.Pad):
         return replace(op, pads=tuple(op.pads[part[0]] if len(part) == 1 else (0, 0) for part in parts))
+    if isinstance(op, ir.Reduce):
+        return replace(op, axes=tuple(i for i, part in enumerate(parts) if part[0] in op.axes))
+    if isinstance(op, _ONE_AXIS):
+        return replace(op, axis=list(parts).index([op.axis]))
     return op

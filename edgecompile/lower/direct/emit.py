@@ -25,6 +25,8 @@ class Emitter:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.file = File()
+        #: What turned out only now to be beyond a kernel: the node's origin, and why.
+        self.refusals: list[tuple[tuple[str, str], str]] = []
         self._index: dict[str, int] = {}
         self._helpers: dict[tuple[str, Shape, bytes], int] = {}
 
@@ -32,7 +34,10 @@ class Emitter:
         for name in self.graph.inputs:
             self.file.inputs.append((name, self.tensor(name)))
         for node in self.graph.nodes:
-            _EMIT[type(node.op)](self, node.op, node, self._values(node.inputs), self._values(node.outputs))
+            try:
+                _EMIT[type(node.op)](self, node.op, node, self._values(node.inputs), self._values(node.outputs))
+            except RefusedError as exc:
+                self.refusals.append((node.origin, str(exc)))
         for name, value in self.graph.outputs:
             self._output(name, self.graph.values[value])
         return self.file

@@ -1,8 +1,9 @@
 """What TFLite's kernels take, beyond what an operator means: types and ranks.
 
 Taken from LiteRT 2.1 by running every operator with every type and rank, without a delegate, since some kernels end the
-process where others answer with an error. ``tests/direct/test_support.py`` does that again. Types that a kernel takes
-only together with quantization parameters (int8 in most) are not listed: such a tensor would be computed with wrongly.
+process where others answer with an error; the delegate XNNPACK fails on some of what it takes, from rank 7 on.
+``tests/direct/test_support.py`` does that again. Types that a kernel takes only together with quantization parameters
+(int8 in most) are not listed: such a tensor would be computed with wrongly.
 """
 
 from __future__ import annotations
@@ -69,11 +70,15 @@ _TYPES: dict[type[Op], frozenset[str]] = {
 #: The largest rank, where a kernel has one. For elementwise operators it binds only where something is broadcast.
 _RANKS: dict[type[Op], int] = {
     ir.Compare: 4,
+    ir.Concat: 6,
+    ir.FullyConnected: 6,
     ir.MatMul: 5,
     ir.PRelu: 4,
     ir.Pad: 5,
+    ir.Reduce: 6,
     ir.Select: 5,
     ir.Slice: 5,
+    ir.Softmax: 6,
     ir.Split: 5,
 }
 #: The same for the kinds of `Binary`; 4 for those that are not listed.
