@@ -34,7 +34,7 @@ class ProjectConfig:
 
 
 def load(path: Path, *, known: Collection[str], forbidden: Collection[str] = ("trust",)) -> ProjectConfig:
-    """Read an ``edgecompile.toml`` that may have the keys ``known``. Raises `InputError` naming file, key and remedy."""
+    """Read an ``edgecompile.toml`` that may have the keys ``known``. Raises `InputError` naming file and key."""
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:

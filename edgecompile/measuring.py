@@ -64,8 +64,8 @@ def _artifact(path: Path) -> Artifact:
 def verify(path: Path) -> VerifyReport:
     """Check a bundle's hashes, then its golden vectors through the shipped file.
 
-    The file runs in a process of its own, by our runner and never by the one in the bundle, which is as untrusted as the
-    rest. Raises `LimitNotMet` for a difference, `InputError` for what is not a bundle.
+    The file runs in a process of its own, by our runner and never by the one in the bundle, which is as untrusted as
+    the rest. Raises `LimitNotMet` for a difference, `InputError` for what is not a bundle.
     """
     import numpy as np
 
