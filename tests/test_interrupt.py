@@ -27,7 +27,8 @@ STAGES = (
 def command(project: Project, out: Path) -> list[str]:
     return [
         sys.executable, "-u", "-m", "edgecompile", "build", str(project.model), "--target", "x86",
-        "--budget-ms", "1000", "--data", str(project.train), "--runtime", "onnxruntime", "--threads", "1", "--warmup-seconds", "0.1",
+        "--budget-ms", "1000", "--data", str(project.train), "--runtime", "onnxruntime", "--threads", "1",
+        "--warmup-seconds", "0.1",
         "--min-runs", "20", "--min-seconds", "0.5", "--out", str(out),
     ]  # fmt: skip
 
