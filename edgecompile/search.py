@@ -1,7 +1,8 @@
 """Which plans to try, and which candidate ships.
 
 The rule of choice: of the candidates that keep every limit, the one with the least accuracy loss on the validation
-part wins; ties go to the faster, then to the smaller. A gain over the original counts as no loss, since it is noise of the samples.
+part wins; ties go to the faster, then to the smaller. A gain over the original counts as no loss, since it is noise of
+the samples.
 """
 
 from __future__ import annotations
