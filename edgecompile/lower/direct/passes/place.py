@@ -132,7 +132,7 @@ class _Placer:
 
     def _commit(self, nodes: Sequence[Node]) -> None:
         graph = self.graph
-        for name, layout in self.home.items():
+        for name, layout in [*self.home.items(), *self._constant_layouts(nodes)]:
             graph.set_layout(name, layout)
         moved: dict[tuple[str, Layout], str] = {}
         for node in nodes:
@@ -144,6 +144,15 @@ class _Placer:
             value = graph.values[value_name]
             if value.layout not in (identity(value.rank), self._file_layout(value)):
                 graph.outputs[i] = (name, self._in_layout(value_name, identity(value.rank), moved))
+
+    def _constant_layouts(self, nodes: Sequence[Node]) -> list[tuple[str, Layout]]:
+        """Each constant lies as its first reader wants it; other layouts of it are other constants."""
+        wanted: dict[str, Layout] = {}
+        for node in nodes:
+            for name, layout in zip(node.inputs, self.chosen[node].inputs, strict=True):
+                if self.graph.values[name].data is not None and not self.graph.is_output(name):
+                    wanted.setdefault(name, layout)
+        return list(wanted.items())
 
     def _in_layout(self, name: str, layout: Layout, moved: dict[tuple[str, Layout], str]) -> str:
         """The value in the wanted layout: itself, a constant laid out anew, or the result of a `Relayout`."""
