@@ -188,3 +188,18 @@ def test_damaged_models_give_one_error() -> None:
         except UnsupportedModelError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 0
+
+
+def test_the_table_of_operators_in_the_documentation_is_complete() -> None:
+    import re
+    from pathlib import Path
+
+    from edgecompile.lower.direct import fold
+    from edgecompile.lower.direct.ops import HANDLERS
+
+    text = (Path(__file__).parents[2] / "docs" / "lowering.md").read_text()
+    rows = re.findall(r"^\| ([A-Z][A-Za-z0-9, ]+) \|", text.split("## Operators")[1], re.MULTILINE)
+    listed = {name for row in rows for name in row.split(", ")}
+    assert listed == set(HANDLERS)
+    beforehand = text.split("refused otherwise:")[1].split(".")[0]
+    assert set(re.findall(r"[A-Z][A-Za-z]+", beforehand)) == fold.FOLD_ONLY - set(HANDLERS)
