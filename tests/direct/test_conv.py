@@ -146,3 +146,15 @@ def test_a_result_that_is_read_twice_is_not_folded_away() -> None:
     nodes = [node("Conv", "x w", "c"), node("Mul", "c s", "m"), node("Relu", "m", "r"), node("Add", "r m", "y")]
     model = graph(nodes, {"x": (1, 3, 6, 6)}, ["y", "c"], {"w": normal(4, 3, 3, 3), "s": normal(1, 4, 1, 1)})
     compare(model)
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("kernel", [(3, 1), (1, 3), (3, 2)])
+@pytest.mark.parametrize("strides", [(2, 2), (1, 2), (2, 1), (1, 3), (3, 1)])
+@pytest.mark.parametrize("size", [(8, 6), (7, 9)])
+def test_kernels_shorter_than_their_stride(
+    groups: int, kernel: tuple[int, int], strides: tuple[int, int], size: tuple[int, int]
+) -> None:
+    """XNNPACK pads one axis wrongly where the other one has elements left over."""
+    pads = [kernel[0] // 2, kernel[1] // 2] * 2
+    compare(_conv((1, 4, *size), (4, 4 // groups, *kernel), group=groups, strides=list(strides), pads=pads))

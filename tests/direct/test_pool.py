@@ -102,3 +102,11 @@ def test_three_spatial_axes_are_refused_by_name() -> None:
         direct.lower(model)
     assert caught.value.operators == (("MaxPool", "the_MaxPool_y"),)
     assert "3 spatial axes" in caught.value.message
+
+
+@pytest.mark.parametrize("op_type", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize("kernel", [(3, 1), (1, 3), (3, 2)])
+@pytest.mark.parametrize("strides", [(2, 2), (1, 2), (2, 1), (1, 3), (3, 1)])
+def test_kernels_shorter_than_their_stride(op_type: str, kernel: tuple[int, int], strides: tuple[int, int]) -> None:
+    attributes = {"kernel_shape": list(kernel), "strides": list(strides), "pads": [kernel[0] // 2, kernel[1] // 2] * 2}
+    compare(graph([node(op_type, "x", "y", **attributes)], {"x": (1, 4, 8, 6)}, ["y"]))

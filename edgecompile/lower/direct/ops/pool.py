@@ -7,7 +7,7 @@ import numpy as np
 from edgecompile.lower.direct import ir
 from edgecompile.lower.direct.build import Builder, OnnxNode, RefusedError
 from edgecompile.lower.direct.ir import Array, Value
-from edgecompile.lower.direct.ops.windows import Pair, image, like, pad_image, pads_of, pair, same_pads
+from edgecompile.lower.direct.ops.windows import Pair, image, like, pad_image, pads_of, pair, same_is_safe, same_pads
 from edgecompile.lower.direct.read import Handler
 
 
@@ -116,6 +116,8 @@ def _same_fits(x: Value, pads: tuple[Pair, Pair], kernel: Pair, strides: Pair, c
     for i in range(2):
         size = x.shape[2 + i]
         if same_pads(size, kernel[i], strides[i], 1)[0] != pads[i][0] or -(-size // strides[i]) != counts.shape[i]:
+            return False
+        if not same_is_safe(size, kernel[i], strides[i], 1):
             return False
     inside = _counts(x, pads, pads, kernel, strides, (1, 1), padded=False)
     return bool((inside == counts).all())

@@ -58,6 +58,15 @@ def same_pads(size: int, kernel: int, stride: int, dilation: int) -> Pair:
     return total // 2, total - total // 2
 
 
+def same_is_safe(size: int, kernel: int, stride: int, dilation: int) -> bool:
+    """Whether SAME's places reach the end of an axis.
+
+    Where a stride larger than the kernel leaves elements over behind the last place, XNNPACK (LiteRT 2.1) pads SAME
+    wrongly on the other axis.
+    """
+    return (-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 >= size
+
+
 def pad_image(b: Builder, x: Value, pads: tuple[Pair, Pair], value: float = 0.0) -> Value:
     """An image with a border; negative pads crop it."""
     for i, (before, after) in enumerate(pads):

@@ -20,7 +20,7 @@ from typing import TypeAlias
 from edgecompile.lower.direct import ir
 from edgecompile.lower.direct.infer import window_count
 from edgecompile.lower.direct.ir import Graph, Node
-from edgecompile.lower.direct.ops.windows import same_pads
+from edgecompile.lower.direct.ops.windows import same_is_safe, same_pads
 from edgecompile.lower.direct.passes.rewriter import add, take_over
 
 _Windowed: TypeAlias = ir.Conv2D | ir.DepthwiseConv2D | ir.Pool2D
@@ -61,6 +61,8 @@ def _absorb(
         same = same_pads(before[2 + i], kernel[i], op.strides[i], dilations[i])
         # The windows are the same when their number is, and the first begins at the same place.
         if places != -(-before[2 + i] // op.strides[i]) or same[0] != pad.op.pads[2 + i][0]:  # type: ignore[attr-defined]
+            return False
+        if not same_is_safe(before[2 + i], kernel[i], op.strides[i], dilations[i]):
             return False
     take_over(graph, node, replace(op, padding="SAME"), (pad.inputs[0], *node.inputs[1:]))
     return True
