@@ -60,6 +60,10 @@ def lower(model: onnx.ModelProto, *, input_layout: Literal["nhwc", "nchw"] = "nh
     file = emitter.run()
     if emitter.refusals:
         raise _unsupported(Refusal(op_type=op, name=name, reason=why) for (op, name), why in emitter.refusals)
+    if (size := write.content_bytes(file)) > write.MAX_BYTES:
+        raise UnsupportedModelError(
+            f"the weights take {size / 2**30:.1f} GiB; a .tflite file holds less than 2", remedy="take a smaller model"
+        )
     return DirectResult(
         data=write.pack(file),
         inputs=_ports(graph, ((name, name, index) for name, index in file.inputs), file),

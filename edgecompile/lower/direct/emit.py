@@ -12,6 +12,7 @@ import numpy as np
 from edgecompile.lower.direct import ir, layouts
 from edgecompile.lower.direct.build import RefusedError
 from edgecompile.lower.direct.ir import Array, Graph, Layout, Node, Op, Shape, Value, inverse
+from edgecompile.lower.direct.versions import version
 from edgecompile.lower.direct.write import TENSOR_TYPES, File, Operator, Tensor
 
 _ACTIVATIONS = {"NONE": 0, "RELU": 1, "RELU_N1_TO_1": 2, "RELU6": 3}
@@ -102,14 +103,14 @@ class Emitter:
         inputs: Sequence[int],
         outputs: Sequence[int],
         options_name: str = "",
-        *,
-        version: int = 1,
         **options: Any,
     ) -> None:
+        operands = [self.file.tensors[index] for index in inputs]
+        number = version(builtin, [t.dtype for t in operands], [t.shape for t in operands], options)
         self.file.operators.append(
             Operator(
                 builtin=builtin,
-                version=version,
+                version=number,
                 options_name=options_name,
                 options=options,
                 inputs=tuple(inputs),
@@ -121,10 +122,10 @@ class Emitter:
         """A RESHAPE between two tensors."""
         self.operator("RESHAPE", [x, self.helper(shape)], [y], "ReshapeOptions", newShape=np.array(shape, np.int32))
 
-    def simple(self, builtin: str, node: Node, options_name: str = "", *, version: int = 1, **options: Any) -> None:
+    def simple(self, builtin: str, node: Node, options_name: str = "", **options: Any) -> None:
         """An operator with the node's own operands and results."""
         inputs, outputs = [self.tensor(n) for n in node.inputs], [self.tensor(n) for n in node.outputs]
-        self.operator(builtin, inputs, outputs, options_name, version=version, **options)
+        self.operator(builtin, inputs, outputs, options_name, **options)
 
     def with_helpers(
         self,
@@ -132,13 +133,11 @@ class Emitter:
         node: Node,
         helpers: Sequence[int],
         options_name: str = "",
-        *,
-        version: int = 1,
         **options: Any,
     ) -> None:
         """An operator with the node's operands, then helper constants."""
         inputs = [*(self.tensor(n) for n in node.inputs), *helpers]
-        self.operator(builtin, inputs, [self.tensor(n) for n in node.outputs], options_name, version=version, **options)
+        self.operator(builtin, inputs, [self.tensor(n) for n in node.outputs], options_name, **options)
 
 
 _Emit: TypeAlias = Callable[[Emitter, Any, Node, list[Value], list[Value]], None]
@@ -168,16 +167,12 @@ def _window(op: ir.Conv2D | ir.DepthwiseConv2D) -> dict[str, int]:
 
 
 def _conv(e: Emitter, op: ir.Conv2D, node: Node, ins: list[Value], outs: list[Value]) -> None:
-    grouped = ins[0].shape[1] != ins[1].shape[1]
-    e.simple("CONV_2D", node, "Conv2DOptions", version=6 if grouped else 1, **_window(op))
+    e.simple("CONV_2D", node, "Conv2DOptions", **_window(op))
 
 
 def _depthwise(e: Emitter, op: ir.DepthwiseConv2D, node: Node, ins: list[Value], outs: list[Value]) -> None:
     multiplier = ins[1].shape[0] // ins[0].shape[1]
-    version = 2 if op.dilations != (1, 1) else 1
-    e.simple(
-        "DEPTHWISE_CONV_2D", node, "DepthwiseConv2DOptions", version=version, depthMultiplier=multiplier, **_window(op)
-    )
+    e.simple("DEPTHWISE_CONV_2D", node, "DepthwiseConv2DOptions", depthMultiplier=multiplier, **_window(op))
 
 
 def _transpose_conv(e: Emitter, op: ir.TransposeConv2D, node: Node, ins: list[Value], outs: list[Value]) -> None:
@@ -188,7 +183,6 @@ def _transpose_conv(e: Emitter, op: ir.TransposeConv2D, node: Node, ins: list[Va
         [shape, w, x, b],
         [e.tensor(node.outputs[0])],
         "TransposeConvOptions",
-        version=3,
         padding=_PADDINGS[op.padding],
         strideH=op.strides[0],
         strideW=op.strides[1],
@@ -201,7 +195,6 @@ def _fully_connected(e: Emitter, op: ir.FullyConnected, node: Node, ins: list[Va
         "FULLY_CONNECTED",
         node,
         "FullyConnectedOptions",
-        version=5 if keep else 1,
         keepNumDims=keep,
         fusedActivationFunction=_ACTIVATIONS[op.activation],
     )
@@ -453,13 +446,13 @@ def _tile(e: Emitter, op: ir.Tile, node: Node, ins: list[Value], outs: list[Valu
 
 
 def _broadcast_to(e: Emitter, op: ir.BroadcastTo, node: Node, ins: list[Value], outs: list[Value]) -> None:
-    e.with_helpers("BROADCAST_TO", node, [e.helper(outs[0].physical_shape)], "BroadcastToOptions", version=2)
+    e.with_helpers("BROADCAST_TO", node, [e.helper(outs[0].physical_shape)], "BroadcastToOptions")
 
 
 def _resize(e: Emitter, op: ir.Resize, node: Node, ins: list[Value], outs: list[Value]) -> None:
     options = "ResizeBilinearOptions" if op.kind == "BILINEAR" else "ResizeNearestNeighborOptions"
     flags = {"alignCorners": op.align_corners, "halfPixelCenters": op.half_pixel_centers}
-    e.with_helpers(f"RESIZE_{op.kind}", node, [e.helper(op.size)], options, version=3, **flags)
+    e.with_helpers(f"RESIZE_{op.kind}", node, [e.helper(op.size)], options, **flags)
 
 
 def _depth_to_space(e: Emitter, op: ir.DepthToSpace, node: Node, ins: list[Value], outs: list[Value]) -> None:

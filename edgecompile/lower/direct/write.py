@@ -79,10 +79,14 @@ def pack(file: File) -> bytes:
     model.subgraphs = [graph]
     model.buffers = buffers
     model.signatureDefs = [_signature(schema, file)]
-    size = sum(t.data.nbytes + 64 for t in file.tensors if t.data is not None)
-    builder = _builder(size + (1 << 16))
+    builder = _builder(content_bytes(file))
     builder.Finish(model.Pack(builder), _IDENTIFIER)
     return bytes(builder.Output())
+
+
+def content_bytes(file: File) -> int:
+    """About how large the file will be: its constants, and room for the rest."""
+    return sum(t.data.nbytes + 64 for t in file.tensors if t.data is not None) + 512 * len(file.operators) + (1 << 16)
 
 
 def _builder(size: int) -> Any:
