@@ -11,7 +11,7 @@ import pytest
 
 from edgecompile.errors import UnsupportedModelError
 from edgecompile.lower import direct, flatbuffer
-from tests.direct.graphs import compare, graph, node, normal
+from tests.direct.graphs import compare, graph, node, normal, operators
 
 
 def _net(channels: int = 8) -> onnx.ModelProto:
@@ -188,6 +188,31 @@ def test_damaged_models_give_one_error() -> None:
         except UnsupportedModelError:
             outcomes["refused"] += 1
     assert min(outcomes.values()) > 0
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_choice_that_is_known_is_made(taken: bool) -> None:
+    branches = {}
+    for name, op_type in (("then_branch", "Relu"), ("else_branch", "Neg")):
+        out = onnx.helper.make_empty_tensor_value_info(f"{name}_out")
+        branches[name] = onnx.helper.make_graph([node(op_type, "x", f"{name}_out")], name, [], [out])
+    nodes = [node("If", "which", "c", **branches), node("Abs", "c", "y")]
+    result = compare(graph(nodes, {"x": (2, 3)}, ["y"], {"which": np.array(taken)}))
+    assert operators(result) == (["RELU", "ABS"] if taken else ["NEG", "ABS"])
+    with pytest.raises(UnsupportedModelError, match="which branch"):
+        direct.lower(graph(nodes, {"x": (2, 3), "which": ((), "bool")}, ["y"]))
+
+
+def test_functions_of_the_model_s_own_are_written_out() -> None:
+    helper = onnx.helper
+    body = [helper.make_node("Relu", ["a"], ["r"]), helper.make_node("Add", ["r", "b"], ["c"])]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("mine", 1)]
+    function = helper.make_function("mine", "ReluAdd", ["a", "b"], ["c"], body, opsets[:1])
+    model = graph([node("Relu", "x", "y")], {"x": (2, 3)}, ["y"])
+    model.graph.node[0].CopyFrom(helper.make_node("ReluAdd", ["x", "x"], ["y"], domain="mine"))
+    model.functions.append(function)
+    model.opset_import.append(opsets[1])
+    assert operators(compare(model)) == ["RELU", "ADD"]
 
 
 def test_the_table_of_operators_in_the_documentation_is_complete() -> None:

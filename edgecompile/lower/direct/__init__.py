@@ -40,8 +40,7 @@ class DirectResult:
 
 def check(model: onnx.ModelProto) -> tuple[Refusal, ...]:
     """What of a model is not lowered, with reasons; empty when all of it is. Nothing is written."""
-    reader = Reader(model, HANDLERS)
-    reader.run()
+    reader = _read(model)
     return tuple(reader.refusals)
 
 
@@ -51,10 +50,10 @@ def lower(model: onnx.ModelProto, *, input_layout: Literal["nhwc", "nchw"] = "nh
     With ``input_layout="nhwc"``, inputs of rank 4 are taken channels-last, and outputs of rank 4 may be: each port's
     ``permutation`` says so. Raises `UnsupportedModelError` with every construct that is not lowered exactly.
     """
-    reader = Reader(model, HANDLERS)
-    graph = reader.run()
+    reader = _read(model)
     if reader.refusals:
         raise _unsupported(reader.refusals)
+    graph = reader.graph
     passes.run(graph, channels_last=input_layout == "nhwc")
     emitter = Emitter(graph)
     file = emitter.run()
@@ -75,6 +74,24 @@ def lower(model: onnx.ModelProto, *, input_layout: Literal["nhwc", "nchw"] = "nh
         operators=len(file.operators),
         transposes=sum(op.builtin == "TRANSPOSE" for op in file.operators),
     )
+
+
+def _read(model: onnx.ModelProto) -> Reader:
+    if model.functions:
+        model = _inlined(model)
+    reader = Reader(model, HANDLERS)
+    reader.run()
+    return reader
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its own functions written out. Raises `UnsupportedModelError` when they cannot be."""
+    from onnx import inliner
+
+    try:
+        return inliner.inline_local_functions(model)
+    except (RuntimeError, ValueError) as exc:
+        raise UnsupportedModelError(f"the model's own functions cannot be written out: {exc}") from exc
 
 
 def _ports(graph: Graph, entries: Iterable[tuple[str, str, int]], file: write.File) -> tuple[Port, ...]:

@@ -23,6 +23,10 @@ _IO_TYPES = ("float32", "int32", "int64", "uint8", "int8", "bool")
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
 
+#: What handlers run into when a node's attributes and operands contradict each other.
+_MALFORMED = (IRError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
     """A node that is not lowered, and why."""
@@ -33,10 +37,12 @@ class Refusal:
 
 
 def _names(graph: onnx.GraphProto) -> Iterator[object]:
-    """All names in a graph."""
+    """All names in a graph and in the graphs inside it."""
     for node in graph.node:
         yield from (node.op_type, node.domain, node.name, *node.input, *node.output)
-        yield from (attribute.name for attribute in node.attribute)
+        for attribute in node.attribute:
+            yield attribute.name
+            yield from _names(attribute.g)
     for named in (*graph.initializer, *graph.input, *graph.output):
         yield named.name
     for info in graph.input:
@@ -73,6 +79,8 @@ class Reader:
             value = self._values.get(output.name)
             if value is not None and value.elements == 0:
                 self._refuse("Output", output.name, f"it has no elements: {value.shape}")
+            elif value is not None and value.dtype not in _IO_TYPES:
+                self._refuse("Output", output.name, f"its type is {value.dtype}")
             elif value is not None:
                 self.graph.outputs.append((output.name, value.name))
             elif output.name in self._missing:
@@ -131,22 +139,15 @@ class Reader:
             if str(exc):
                 self._refuse(op_type, name, str(exc))
             self._unknown.update(o for o in outputs if o)
-        except (
-            IRError,
-            ValueError,
-            TypeError,
-            IndexError,
-            KeyError,
-            OverflowError,
-            ArithmeticError,
-            MemoryError,
-        ) as exc:
-            # A malformed node; its attributes and operands come from outside and contradict each other.
+        except _MALFORMED as exc:
             self._refuse(op_type, name, f"it is malformed ({type(exc).__name__}: {exc})")
             self._unknown.update(o for o in outputs if o)
 
     def _lower_node(self, node: onnx.NodeProto, op_type: str) -> None:
         handler = self.handlers.get(op_type)
+        if op_type == "If":
+            self._inline_if(node)
+            return
         if handler is None and op_type not in fold.FOLD_ONLY:
             raise RefusedError("there is no lowering of this operator")
         refused = [self._missing[name] for name in node.input if name in self._missing]
@@ -164,6 +165,23 @@ class Reader:
             self._fold(node, inputs)
         else:
             self._handle(OnnxNode(node, inputs, self._opset), handler, node)
+
+    def _inline_if(self, node: onnx.NodeProto) -> None:
+        """The branch that is taken, where that is known: exporters leave such choices about shapes."""
+        condition = self._values.get(node.input[0])
+        if condition is None or condition.data is None or condition.elements != 1:
+            raise RefusedError("which branch it takes is only known at run time")
+        wanted = "then_branch" if condition.data.reshape(-1)[0] else "else_branch"
+        branch = next((a.g for a in node.attribute if a.name == wanted), None)
+        if branch is None or len(branch.output) != len(node.output):
+            raise RefusedError(f"its {wanted} does not fit its results")
+        self._read_initializers(branch)
+        for inner in branch.node:
+            self._read_node(inner)
+        for name, output in zip(node.output, branch.output, strict=True):
+            if output.name not in self._values:
+                raise RefusedError("" if output.name in self._unknown else f"nothing makes its result {output.name!r}")
+            self._values[name] = self._values[output.name]
 
     def _fold(self, node: onnx.NodeProto, inputs: Sequence[Value | None]) -> None:
         if any(v is not None and v.data is None for v in inputs):
