@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,7 +97,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
-    console, document = Console(), []
+    # Eight columns of figures do not fit the 80 characters that a pipe is taken for.
+    console, document = Console(width=None if sys.stdout.isatty() else 120, highlight=False), []
     with tempfile.TemporaryDirectory(prefix="edgecompile-runtimes-") as folder:
         for net in arguments.nets:
             artifacts, rows = files(net, Path(folder) / net), []
@@ -107,8 +109,11 @@ def main() -> None:
                     facts = {"net": net, "file": label, "size_bytes": artifact.size_bytes}
                     rows.append({**facts, "measurement": to_builtins(m), "ratio": to_builtins(ratio)})
             console.print(table(net, rows))
-            for warning in sorted({w for row in rows for w in row["measurement"]["warnings"]}):
-                console.print(f"warning: {warning}", style="yellow")
+            for row in rows:
+                for warning in row["measurement"]["warnings"]:
+                    console.print(
+                        f"{row['file']}, {row['measurement']['threads']} thread(s): {warning}", style="yellow"
+                    )
             document += rows
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     arguments.out.write_text(
