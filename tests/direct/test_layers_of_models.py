@@ -180,6 +180,16 @@ def test_resizes_that_exporters_write_are_all_lowered() -> None:
             assert operators(compare(model))[-1].startswith(("RESIZE", "TRANSPOSE"))
 
 
+@pytest.mark.parametrize(
+    "way", ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners", "half_pixel_symmetric"]
+)
+@pytest.mark.parametrize("scale", [0.6, 0.8, 1.3, 1.5, 2.0, 2.6])
+def test_nearest_by_scales_that_no_size_says(way: str, scale: float) -> None:
+    nodes = [node("Resize", "x _ f", "y", mode="nearest", coordinate_transformation_mode=way)]
+    constants = {"f": np.array([1, 1, scale, scale], np.float32)}
+    compare(graph(nodes, {"x": (1, 3, 7, 5)}, ["y"], constants, opset=19))
+
+
 def test_scales_that_sizes_cannot_say_are_refused() -> None:
     attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     constants = {"f": np.array([1, 1, 0.6, 0.6], np.float32)}

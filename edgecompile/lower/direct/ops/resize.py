@@ -64,7 +64,8 @@ def resize(
         raise RefusedError(f"it resizes {x.dtype}; float32 is lowered")
     if scales is not None and scales.size:
         factors = [float(s) for s in scales.reshape(-1)]
-        target = tuple(math.floor(d * f) for d, f in zip(x.shape, factors, strict=True))
+        # In float32, as runtimes do: 5 * 2.6 is 13 there.
+        target = tuple(math.floor(np.float32(d) * np.float32(f)) for d, f in zip(x.shape, factors, strict=True))
     elif sizes:
         target, factors = sizes, [s / d for s, d in zip(sizes, x.shape, strict=True)]
     else:
@@ -77,22 +78,23 @@ def resize(
         raise RefusedError(f"it resizes {x.shape} to {target}; the last two axes of an image are lowered")
     wide = image(b, x)
     size = (target[-2] if x.rank == 4 else 1, target[-1])
+    if mode == "nearest":
+        return like(b, _nearest(b, wide, size, (factors[-2] if x.rank == 4 else 1.0, factors[-1]), way, rounding), x)
     if any(s / d != f for s, d, f in zip(target, x.shape, factors, strict=True)):
         raise RefusedError(
             f"scales {factors} make {target} of {x.shape}, which is not these scales; TFLite has sizes only"
         )
-    if mode == "nearest":
-        return like(b, _nearest(b, wide, size, way, rounding), x)
     if mode in ("linear", "bilinear"):
         return like(b, _bilinear(b, wide, size, way), x)
     raise RefusedError(f"its mode is {mode!r}; nearest and linear are lowered")
 
 
-def source_places(size: int, target: int, way: str) -> ir.Array:
+def source_places(size: int, target: int, scale: float, way: str) -> ir.Array:
     """Where in an axis of ``size`` each of ``target`` places lies, by ONNX's coordinate transformations."""
     out = np.arange(target, dtype=np.float64)
-    scale = target / size
-    if way == "half_pixel" or (way == "pytorch_half_pixel" and target > 1) or way == "half_pixel_symmetric":
+    if way == "half_pixel_symmetric" and scale != target / size:
+        raise RefusedError(f"its coordinates are {way!r}, of a scale that no size says")
+    if way in ("half_pixel", "half_pixel_symmetric") or (way == "pytorch_half_pixel" and target > 1):
         return (out + 0.5) / scale - 0.5
     if way == "pytorch_half_pixel":
         return np.zeros(target)
@@ -111,13 +113,15 @@ _ROUNDINGS: dict[str, Callable[[ir.Array], ir.Array]] = {
 }
 
 
-def _nearest(b: Builder, x: Value, size: tuple[int, int], way: str, rounding: str) -> Value:
+def _nearest(
+    b: Builder, x: Value, size: tuple[int, int], scales: tuple[float, float], way: str, rounding: str
+) -> Value:
     """The places are known: where TFLite's kernel takes the same ones it is used, else they are gathered."""
     if rounding not in _ROUNDINGS:
         raise RefusedError(f"its rounding is {rounding!r}")
     places = []
     for i in range(2):
-        exact = source_places(x.shape[2 + i], size[i], way)
+        exact = source_places(x.shape[2 + i], size[i], scales[i], way)
         # A place that is exactly between two is there in decimals too; ONNX Runtime computes in float32.
         rounded = _ROUNDINGS[rounding](np.round(exact, 6))
         places.append(np.clip(rounded, 0, x.shape[2 + i] - 1).astype(np.int32))
