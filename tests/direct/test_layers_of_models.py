@@ -180,9 +180,7 @@ def test_resizes_that_exporters_write_are_all_lowered() -> None:
             assert operators(compare(model))[-1].startswith(("RESIZE", "TRANSPOSE"))
 
 
-@pytest.mark.parametrize(
-    "way", ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners", "half_pixel_symmetric"]
-)
+@pytest.mark.parametrize("way", ["half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners"])
 @pytest.mark.parametrize("scale", [0.6, 0.8, 1.3, 1.5, 2.0, 2.6])
 def test_nearest_by_scales_that_no_size_says(way: str, scale: float) -> None:
     nodes = [node("Resize", "x _ f", "y", mode="nearest", coordinate_transformation_mode=way)]
