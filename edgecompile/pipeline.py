@@ -106,10 +106,12 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
     with _work_folder(request) as store:
         job = prepare(request, store, progress)
         plans = propose(job)
+        reference = _reference(job)
         candidates = _lower_all(job, plans)
         _require_one(job, candidates)
         candidates = _add_latency(job, candidates)
-        candidates = _add_validation(job, candidates)
+        if reference is not None:
+            candidates = _add_validation(job, candidates, reference)
         choice = search.choose(candidates, job.budget)
         accuracy, original = _evaluate(job, choice.candidate)
         return _write_bundle(job, candidates, choice, accuracy, original)
@@ -498,15 +500,20 @@ def machine_id() -> str:
 # --------------------------------------------------------------------------------------------------- accuracy
 
 
-def _add_validation(job: _Job, candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The accuracy of every file on the validation part, which the choice is made on."""
+def _reference(job: _Job) -> evaluate.Reference | None:
+    """The original on the validation part: run before any long work, since labels or limits may not fit it."""
     if job.data.synthetic:
-        return list(candidates)
-    samples = job.data.validation
+        return None
+    with job.progress.stage("Run the original", len(job.data.validation)) as advance:
+        reference = evaluate.reference(execute.original(job.model), job.data.validation, progress=_each(advance))
+    _check_limits_fit(job, reference)
+    return reference
+
+
+def _add_validation(job: _Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
+    """The accuracy of every file on the validation part, which the choice is made on."""
     with_files = [c for c in candidates if c.artifact is not None and c.failure is None]
-    with job.progress.stage("Validate", (len(with_files) + 1) * len(samples)) as advance:
-        reference = evaluate.reference(execute.original(job.model), samples, progress=_each(advance))
-        _check_limits_fit(job, reference)
+    with job.progress.stage("Validate", len(with_files) * len(job.data.validation)) as advance:
         by_plan = {c.plan: _accuracy(job, c, reference, "validation", advance) for c in with_files}
     return [replace(c, accuracy=by_plan.get(c.plan)) for c in candidates]
 
