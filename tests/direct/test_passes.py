@@ -179,3 +179,56 @@ def test_limits_that_leave_out_zero(number: float, op_type: str, before: str, si
         first = node(before, "x w", "c", group=4)
     channels = 1 if before == "MaxPool" else 4
     compare(graph([first, node(op_type, "c k", "y")], {"x": (1, channels, size, size)}, ["y"], constants))
+
+
+_LINEAR = {
+    "Conv": ({"w": normal(6, 4, 3, 3)}, {"pads": [1, 1, 1, 1]}, 6),
+    "grouped Conv": ({"w": normal(6, 2, 3, 3)}, {"group": 2}, 6),
+    "depthwise Conv": ({"w": normal(8, 1, 3, 3)}, {"group": 4}, 8),
+    "ConvTranspose": ({"w": normal(4, 6, 3, 3)}, {"strides": [2, 2], "pads": [1, 1, 0, 0]}, 6),
+    "grouped ConvTranspose": ({"w": normal(4, 3, 3, 3)}, {"strides": [2, 2], "group": 2}, 6),
+    "depthwise ConvTranspose": ({"w": normal(4, 1, 3, 3)}, {"strides": [2, 2], "group": 4}, 4),
+}
+
+
+@pytest.mark.parametrize("kind", sorted(_LINEAR))
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("by", ["channel", "number", "place"])
+def test_constants_around_every_linear_operator(kind: str, op_type: str, side: str, place: str, by: str) -> None:
+    constants, attributes, outputs = _LINEAR[kind]
+    channels = 4 if place == "before" else outputs
+    if by == "place" and place == "after" and "Transpose" in kind:
+        pytest.skip("the sizes differ")
+    height = {"before": 6, "after": 6 if kind == "Conv" else 4}[place]
+    shape = {"channel": (channels, 1, 1), "number": (), "place": (height, 1)}[by]
+    constants = constants | {"k": np.asarray(np.abs(normal(*shape, seed=3)) + 0.5, np.float32)}
+    name = kind.split()[-1]
+    if place == "before":
+        # A denominator that is data must keep away from 0.
+        first = [node("Sigmoid", "x", "s"), node(op_type, "k s" if side == "left" else "s k", "a")]
+        nodes = [*first, node(name, "a w", "y", **attributes)]
+    else:
+        order = "k c" if side == "left" else "c k"
+        nodes = [node(name, "x w", "c", **attributes), node(op_type, order, "y")]
+        if side == "left" and op_type == "Div":
+            nodes = [node(name, "x w", "l", **attributes), node("Exp", "l", "c"), node(op_type, order, "y")]
+            constants["w"] = constants["w"] * np.float32(0.1)
+    compare(graph(nodes, _IMAGE, ["y"], constants))
+
+
+@pytest.mark.parametrize("op_type", ["Add", "Sub", "Mul", "Div"])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("place", ["before", "after"])
+@pytest.mark.parametrize("shape", [(), (4,), (3, 1), (2, 1, 1), (3, 4)])
+def test_constants_around_layers(op_type: str, side: str, place: str, shape: tuple[int, ...]) -> None:
+    constants = {"w": normal(4, 4), "k": np.asarray(np.abs(normal(*shape, seed=3)) + 0.5, np.float32)}
+    order = ("k s", "k c") if side == "left" else ("s k", "c k")
+    if place == "before":
+        nodes = [node("Sigmoid", "x", "s"), node(op_type, order[0], "a"), node("MatMul", "a w", "y")]
+    else:
+        nodes = [node("MatMul", "x w", "m"), node("Exp" if op_type == "Div" else "Identity", "m", "c")]
+        nodes.append(node(op_type, order[1], "y"))
+        constants["w"] *= np.float32(0.3)
+    compare(graph(nodes, {"x": (2, 3, 4)}, ["y"], constants))
