@@ -150,6 +150,14 @@ def test_pads(mode: str, pads: tuple[int, ...]) -> None:
     compare(graph(nodes, _X, ["y"], _W | {"p": _ints(*pads)}, opset=19))
 
 
+@pytest.mark.parametrize("mode", ["reflect", "edge", "wrap"])
+@pytest.mark.parametrize("dtype", ["float32", "int64", "bool"])
+def test_long_pads(mode: str, dtype: str) -> None:
+    values = {"x": (normal(1, 2, 12, 9) > 0.5).astype(dtype)}
+    nodes = [node("Pad", "x p", "y", mode=mode)]
+    compare(graph(nodes, {"x": ((1, 2, 12, 9), dtype)}, ["y"], {"p": _ints(0, 0, 7, 1, 0, 0, 2, 8)}, opset=19), values)
+
+
 @pytest.mark.parametrize("value", [0.0, 1.5, -np.inf])
 def test_pads_with_a_value_and_negative_ones(value: float) -> None:
     constants = _W | {"p": _ints(0, -1, 1, 0, 0, 2, -1, 0), "v": np.float32(value)}

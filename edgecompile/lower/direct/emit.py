@@ -372,10 +372,7 @@ def _slice(e: Emitter, op: ir.Slice, node: Node, ins: list[Value], outs: list[Va
 
 def _pad(e: Emitter, op: ir.Pad, node: Node, ins: list[Value], outs: list[Value]) -> None:
     pads = e.helper(_by_axis(op.pads, ins[0].layout))
-    if op.mode != "CONSTANT":
-        mode = 0 if op.mode == "REFLECT" else 1
-        e.with_helpers("MIRROR_PAD", node, [pads], "MirrorPadOptions", mode=mode)
-    elif op.value == 0:
+    if op.value == 0:
         e.with_helpers("PAD", node, [pads], "PadOptions")
     else:
         value = e.helper(op.value, ins[0].dtype)  # type: ignore[arg-type]

@@ -235,10 +235,9 @@ class Slice(Op):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pad(Op):
-    """``x -> x`` with ``pads[axis] = (before, after)`` more elements, all at least 0."""
+    """``x -> x`` with ``pads[axis] = (before, after)`` more elements of one value."""
 
     pads: tuple[tuple[int, int], ...]
-    mode: Literal["CONSTANT", "REFLECT", "SYMMETRIC"] = "CONSTANT"
     value: float = 0.0
 
 

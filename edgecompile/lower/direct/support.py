@@ -56,6 +56,7 @@ _TYPES: dict[type[Op], frozenset[str]] = {
     ir.CumSum: _NUMBERS,
     ir.DepthToSpace: _WITH_BYTES,
     ir.Gather: _ALL,
+    ir.Pad: _ALL,
     ir.GatherNd: _ALL,
     ir.Relayout: _ALL,
     ir.Reshape: _ALL,
@@ -96,8 +97,6 @@ def types(op: Op) -> frozenset[str]:
         return _REDUCE.get(op.kind, _NUMBERS)
     if isinstance(op, ir.Compare):
         return _NUMBERS | _BOOL if op.kind in ("EQUAL", "NOT_EQUAL") else _NUMBERS
-    if isinstance(op, ir.Pad):
-        return _ALL if op.mode == "CONSTANT" else _WITH_BYTES
     return _TYPES.get(type(op), _FLOAT)
 
 

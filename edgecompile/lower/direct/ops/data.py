@@ -77,9 +77,7 @@ def _pad(b: Builder, node: OnnxNode) -> Value:
     mode = node.text("mode", "constant")
     if mode == "constant":
         return b.pad(x, pads, _pad_value(node))
-    if mode == "reflect":
-        return _reflect(b, x, pads)
-    if mode in ("edge", "wrap"):
+    if mode in ("edge", "reflect", "wrap"):
         return _pad_with_slices(b, x, pads, mode)
     raise RefusedError(f"its mode is {mode!r}")
 
@@ -110,28 +108,37 @@ def _pad_value(node: OnnxNode) -> float:
     return float(value.reshape(-1)[0]) if value.dtype.kind == "f" else int(value.reshape(-1)[0])
 
 
-def _reflect(b: Builder, x: Value, pads: list[tuple[int, int]]) -> Value:
-    """A reflection is at most as long as the axis; a longer one goes in steps, as ONNX Runtime does not allow it."""
-    if any(max(p) >= d for p, d in zip(pads, x.shape, strict=True)):
-        raise RefusedError(f"it reflects {pads} of {x.shape}")
-    return b.add(ir.Pad(pads=tuple(pads), mode="REFLECT"), x)
+#: Up to so many places are reflected one by one, as slices that XNNPACK takes.
+_REFLECTED_SINGLY = 4
 
 
 def _pad_with_slices(b: Builder, x: Value, pads: list[tuple[int, int]], mode: str) -> Value:
-    """Joins copies of the edge, or of the far end, to each axis."""
+    """Joins pieces of each axis to it: TFLite's MIRROR_PAD takes ten times as long, and has no other modes."""
     for axis, (before, after) in enumerate(pads):
         size = x.shape[axis]
+        if (mode == "wrap" and max(before, after) > size) or (mode == "reflect" and max(before, after) >= size):
+            raise RefusedError(f"its mode is {mode!r}, and its pads are {pads} for {x.shape}")
         if mode == "wrap":
-            if max(before, after) > size:
-                raise RefusedError(f"it wraps {pads} of {x.shape}")
             front = [b.slice(x, axis, size - before, size)] if before else []
             back = [b.slice(x, axis, 0, after)] if after else []
-        else:
+        elif mode == "edge":
             front = [_repeated(b, b.slice(x, axis, 0, 1), axis, before)] if before else []
             back = [_repeated(b, b.slice(x, axis, size - 1, size), axis, after)] if after else []
+        else:
+            front = _reversed(b, x, axis, 1, before) if before else []
+            back = _reversed(b, x, axis, size - 1 - after, after) if after else []
         if front or back:
             x = b.add(ir.Concat(axis=axis), *front, x, *back)
     return x
+
+
+def _reversed(b: Builder, x: Value, axis: int, begin: int, count: int) -> list[Value]:
+    """``count`` places from ``begin`` on, the last one first, as pieces to join."""
+    if count <= _REFLECTED_SINGLY:
+        return [b.slice(x, axis, place, place + 1) for place in range(begin + count - 1, begin - 1, -1)]
+    begins, sizes, strides = [0] * x.rank, list(x.shape), [1] * x.rank
+    begins[axis], sizes[axis], strides[axis] = begin + count - 1, count, -1
+    return [b.add(ir.Slice(begin=tuple(begins), size=tuple(sizes), strides=tuple(strides)), x)]
 
 
 def _repeated(b: Builder, x: Value, axis: int, count: int) -> Value:

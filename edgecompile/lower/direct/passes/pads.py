@@ -44,7 +44,7 @@ def run(graph: Graph) -> None:
 def _pad_of(graph: Graph, node: Node) -> Node | None:
     """The constant `Pad` of the two last axes that a window reads."""
     pad = graph.producer(node.inputs[0])
-    if pad is None or not isinstance(pad.op, ir.Pad) or pad.op.mode != "CONSTANT" or any(map(any, pad.op.pads[:2])):
+    if pad is None or not isinstance(pad.op, ir.Pad) or any(map(any, pad.op.pads[:2])):
         return None
     return pad
 

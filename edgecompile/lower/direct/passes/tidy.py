@@ -91,7 +91,7 @@ def _pad(graph: Graph, node: Node, op: ir.Pad) -> bool:
         return False
     inner = before.op
     assert isinstance(inner, ir.Pad)
-    if (op.mode, inner.mode) != ("CONSTANT", "CONSTANT") or op.value != inner.value:
+    if op.value != inner.value:
         return False
     pads = tuple((a + c, b + d) for (a, b), (c, d) in zip(op.pads, inner.pads, strict=True))
     take_over(graph, node, ir.Pad(pads=pads, value=op.value), before.inputs)
