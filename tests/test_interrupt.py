@@ -16,6 +16,7 @@ from tests.net import Project
 STAGES = (
     "Load the model",
     "Read the data",
+    "Run the original",
     "Convert and compare",
     "Measure",
     "Validate",
