@@ -102,10 +102,11 @@ def test_instance_and_group_normalization(shape: tuple[int, ...]) -> None:
     compare(by_group)
 
 
-@pytest.mark.parametrize("size", [1, 3, 5])
-def test_local_response_normalization(size: int) -> None:
-    nodes = [node("LRN", "x", "y", size=size, alpha=0.3, beta=0.6, bias=1.5)]
-    compare(graph(nodes, {"x": (1, 6, 4, 4)}, ["y"]))
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 13])
+@pytest.mark.parametrize("beta", [0.75, 0.5, 0.6])
+def test_local_response_normalization(size: int, beta: float) -> None:
+    nodes = [node("LRN", "x", "y", size=size, alpha=0.3, beta=beta, bias=1.5)]
+    compare(graph(nodes, {"x": (2, 6, 4, 4)}, ["y"]))
 
 
 @pytest.mark.parametrize("p", [1, 2])

@@ -297,18 +297,6 @@ def _softmax(e: Emitter, op: ir.Softmax, node: Node, ins: list[Value], outs: lis
         e.simple("SOFTMAX", node, "SoftmaxOptions", beta=1.0)
 
 
-def _local_response_norm(e: Emitter, op: ir.LocalResponseNorm, node: Node, ins: list[Value], outs: list[Value]) -> None:
-    e.simple(
-        "LOCAL_RESPONSE_NORMALIZATION",
-        node,
-        "LocalResponseNormalizationOptions",
-        radius=op.radius,
-        bias=op.bias,
-        alpha=op.alpha,
-        beta=op.beta,
-    )
-
-
 # ------------------------------------------------------------------------------------------------------ reductions
 
 
@@ -494,5 +482,4 @@ _EMIT: dict[type[Op], _Emit] = {
     ir.Resize: _resize,
     ir.DepthToSpace: _depth_to_space,
     ir.SpaceToDepth: _space_to_depth,
-    ir.LocalResponseNorm: _local_response_norm,
 }

@@ -248,11 +248,6 @@ def _space_to_depth(op: ir.SpaceToDepth, v: Sequence[Value]) -> Results:
     return [((n, c * op.block**2, h // op.block, w // op.block), v[0].dtype)]
 
 
-def _local_response_norm(op: ir.LocalResponseNorm, v: Sequence[Value]) -> Results:
-    _require(v[0].rank == 4, f"rank 4 is needed, not {v[0].shape}")
-    return _same(op, v)
-
-
 _RULES: dict[type[Op], _Rule] = {
     ir.Conv2D: _conv,
     ir.DepthwiseConv2D: _depthwise,
@@ -287,7 +282,6 @@ _RULES: dict[type[Op], _Rule] = {
     ir.Resize: _resize,
     ir.DepthToSpace: _depth_to_space,
     ir.SpaceToDepth: _space_to_depth,
-    ir.LocalResponseNorm: _local_response_norm,
 }
 
 

@@ -310,16 +310,6 @@ class SpaceToDepth(Op):
     block: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalResponseNorm(Op):
-    """``x [N,C,H,W] -> x / (bias + alpha * sum of squares of 2 * radius + 1 channels) ** beta``."""
-
-    radius: int
-    bias: float
-    alpha: float
-    beta: float
-
-
 # ---------------------------------------------------------------------------------------------------------- graph
 
 

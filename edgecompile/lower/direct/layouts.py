@@ -260,5 +260,4 @@ _RULES: dict[type[Op], _Rule] = {
     ir.Resize: _IMAGE,
     ir.DepthToSpace: _IMAGE,
     ir.SpaceToDepth: _IMAGE,
-    ir.LocalResponseNorm: _IMAGE,
 }
