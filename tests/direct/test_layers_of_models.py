@@ -102,7 +102,7 @@ def test_instance_and_group_normalization(shape: tuple[int, ...]) -> None:
     compare(by_group)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 5, 13])
+@pytest.mark.parametrize("size", [1, 3, 5, 13])
 @pytest.mark.parametrize("beta", [0.75, 0.5, 0.6])
 def test_local_response_normalization(size: int, beta: float) -> None:
     nodes = [node("LRN", "x", "y", size=size, alpha=0.3, beta=beta, bias=1.5)]
