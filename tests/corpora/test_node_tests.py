@@ -7,7 +7,7 @@ from collections import Counter
 from tests.corpora.node_tests import cases, outcome
 
 #: What passed when this was last raised; refusing more than before is a step back.
-_PASSED = 652
+_PASSED = 671
 
 
 def test_node_tests_are_passed_or_refused_by_name() -> None:
