@@ -190,6 +190,15 @@ def test_damaged_models_give_one_error() -> None:
     assert min(outcomes.values()) > 0
 
 
+@pytest.mark.parametrize("op_type", ["Div", "Mod"])
+def test_a_division_by_zero_among_constants_is_refused(op_type: str) -> None:
+    """ONNX Runtime, which computes constants, would end the process."""
+    constants = {"a": np.array([1, 2]), "b": np.array([1, 0])}
+    nodes = [node(op_type, "a b", "q"), node("Cast", "q", "f", to=1), node("Add", "x f", "y")]
+    with pytest.raises(UnsupportedModelError, match="divides integers by 0"):
+        direct.lower(graph(nodes, {"x": (2,)}, ["y"], constants))
+
+
 @pytest.mark.parametrize("taken", [True, False])
 def test_a_choice_that_is_known_is_made(taken: bool) -> None:
     branches = {}

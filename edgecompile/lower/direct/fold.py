@@ -86,6 +86,10 @@ def evaluate(
     _limit(node, inputs)
     if node.op_type in _NOT_FOLDED:
         raise RefusedError("its operands are constant")
+    if node.op_type in ("Div", "Mod") and inputs[1] is not None and inputs[1].dtype.kind in "iu":
+        # Division by 0, and that of the smallest number by -1, end the process.
+        if np.isin(inputs[1], (0, -1)).any():
+            raise RefusedError("it divides integers by 0 or -1")
     if node.op_type == "Split":
         return _split(node, inputs, opset)
     simple = _NUMPY.get(node.op_type)
