@@ -86,10 +86,8 @@ def evaluate(
     _limit(node, inputs)
     if node.op_type in _NOT_FOLDED:
         raise RefusedError("its operands are constant")
-    if node.op_type in ("Div", "Mod") and inputs[1] is not None and inputs[1].dtype.kind in "iu":
-        # Division by 0, and that of the smallest number by -1, end the process.
-        if np.isin(inputs[1], (0, -1)).any():
-            raise RefusedError("it divides integers by 0 or -1")
+    if node.op_type in ("Div", "Mod"):
+        _check_divisor(inputs[1])
     if node.op_type == "Split":
         return _split(node, inputs, opset)
     simple = _NUMPY.get(node.op_type)
@@ -99,6 +97,12 @@ def evaluate(
         except _NeedsRuntime:
             pass
     return _run(node, inputs, model)
+
+
+def _check_divisor(divisor: Array | None) -> None:
+    """Dividing integers by 0, or the smallest one by -1, ends the process."""
+    if divisor is not None and divisor.dtype.kind in "iu" and np.isin(divisor, (0, -1)).any():
+        raise RefusedError("it divides integers by 0 or -1")
 
 
 def _limit(node: onnx.NodeProto, inputs: Sequence[Array | None]) -> None:
