@@ -315,6 +315,8 @@ def _lower_one(job: _Job, plan: Plan, original: RunFunction) -> Candidate:
         if plan.precision == "fp32":
             return Candidate(plan=plan, artifact=floating, parity=gate)
         artifact = _quantized_artifact(job, plan, floating)
+        for note in artifact.notes:
+            job.progress.note(f"{plan.label}: {note}")
         return Candidate(plan=plan, artifact=artifact, parity=_compare_quantized(job, plan, artifact, floating))
     except UnsupportedModelError as exc:
         job.progress.warn(f"{plan.label}: {exc.message}")
