@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -132,10 +133,10 @@ def _in_scope(model: onnx.ModelProto, inputs: Values, expected: Values) -> bool:
     )
 
 
-def outcome(case: Case) -> tuple[str, str]:
+def outcome(case: Case, input_layout: Literal["nhwc", "nchw"] = "nhwc") -> tuple[str, str]:
     """``passed``, ``refused`` (by name) or ``wrong``, and why."""
     try:
-        found = lowered(case.model, case.inputs)
+        found = lowered(case.model, case.inputs, input_layout=input_layout)
     except UnsupportedModelError as refusal:
         return ("refused", str(refusal)) if refusal.operators else ("wrong", f"refused without a name: {refusal}")
     except Exception as exc:  # whatever else comes out is a fault of the lowering, and is counted

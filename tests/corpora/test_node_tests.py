@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
+
+import pytest
 
 from tests.corpora.node_tests import cases, outcome
 
@@ -10,8 +13,9 @@ from tests.corpora.node_tests import cases, outcome
 _PASSED = 671
 
 
-def test_node_tests_are_passed_or_refused_by_name() -> None:
-    outcomes = {case.name: outcome(case) for case in cases()}
+@pytest.mark.parametrize("input_layout", ["nhwc", "nchw"])
+def test_node_tests_are_passed_or_refused_by_name(input_layout: Literal["nhwc", "nchw"]) -> None:
+    outcomes = {case.name: outcome(case, input_layout) for case in cases()}
     wrong = {name: reason for name, (verdict, reason) in outcomes.items() if verdict == "wrong"}
     assert not wrong
     count = Counter(verdict for verdict, _ in outcomes.values())
