@@ -119,6 +119,24 @@ def test_a_residual_block_needs_no_transpose() -> None:
     assert operators(compare(model)) == ["CONV_2D", "CONV_2D", "ADD"]
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_shuffle_of_joined_channels(batch: int, count: int) -> None:
+    """As in ShuffleNetV2, with every size that can be equal being equal."""
+    names = "abc"[:count]
+    nodes = [node("Conv", f"x w{name}", name) for name in names]
+    nodes += [
+        node("Concat", " ".join(names), "j", axis=1), node("Reshape", "j five", "r"),
+        node("Transpose", "r", "t", perm=[0, 2, 1, 3, 4]), node("Reshape", "t four", "s"), node("Conv", "s v", "y"),
+    ]  # fmt: skip
+    constants = {f"w{name}": normal(count, 4, 1, 1, seed=i) for i, name in enumerate(names)}
+    constants["five"] = np.array([batch, count, count, count, count], np.int64)
+    constants |= {"four": np.array([batch, count * count, count, count], np.int64), "v": normal(5, count * count, 1, 1)}
+    result = compare(graph(nodes, {"x": (batch, 4, count, count)}, ["y"], constants))
+    assert result.transposes <= 1
+    assert operators(result).count("RESHAPE") <= 2
+
+
 def test_option_a_shortcut() -> None:
     """A strided slice and padded channels: what converters that guess layouts from sizes are known to get wrong."""
     ints = {

@@ -57,6 +57,16 @@ def same_order(shape: Shape, a: Layout, b: Layout) -> bool:
     return [axis for axis in a if shape[axis] != 1] == [axis for axis in b if shape[axis] != 1]
 
 
+def works_alike(op: Op) -> bool:
+    """Whether an operator works in any layout, with all its operands and results in the same one."""
+    return _RULES[type(op)] is _common or (isinstance(op, ir.Reduce) and op.keepdims)
+
+
+def usual(shape: Shape, layout: Layout) -> Layout:
+    """The layout of the same order in which axes of size 1 stand where they usually do."""
+    return _with_unit_axes([axis for axis in layout if shape[axis] != 1], shape)
+
+
 def with_last(layout: Layout, axis: int) -> Layout:
     """``layout`` with ``axis`` innermost."""
     return (*(a for a in layout if a != axis), axis)

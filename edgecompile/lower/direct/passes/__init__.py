@@ -6,7 +6,18 @@ from collections.abc import Callable
 
 from edgecompile.lower.direct.infer import verify
 from edgecompile.lower.direct.ir import Graph
-from edgecompile.lower.direct.passes import activations, affine, channels, erf, flatten, pads, quirks, recognize, tidy
+from edgecompile.lower.direct.passes import (
+    activations,
+    affine,
+    channels,
+    erf,
+    flatten,
+    pads,
+    quirks,
+    recognize,
+    shuffle,
+    tidy,
+)
 from edgecompile.lower.direct.passes.place import place
 
 LOGICAL: tuple[Callable[[Graph], None], ...] = (
@@ -15,6 +26,7 @@ LOGICAL: tuple[Callable[[Graph], None], ...] = (
     erf.run,  # what was not recognized is written out
     affine.run,  # before activations are fused, behind which nothing folds
     channels.run,  # after affine.run, which leaves the factors that no weights take
+    shuffle.run,  # looks for reshapes and transposes as tidy.run leaves them
     pads.run,  # after affine.run: a term can go into a convolution only while its padding is a Pad, or none
     activations.run,
     tidy.run,  # folding brings new neighbours together
