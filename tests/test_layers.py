@@ -17,6 +17,7 @@ LAYERS = (
     {"page"},
     {"report"},
     {"search", "bundle", "config"},
+    {"tables"},
     {"techniques", "lower", "parity", "estimate", "bench", "evaluate"},
     {"execute", "model", "graph", "profiles", "calibration", "transport", "tflite_file"},
     {"content", "sandbox", "store", "stats", "progress"},

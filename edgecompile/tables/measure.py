@@ -1,0 +1,256 @@
+"""Measures single operators on a machine and keeps what was measured, so that nothing is measured twice."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgecompile import content
+from edgecompile.errors import DeviceError
+from edgecompile.progress import Progress, Silent
+from edgecompile.store import Store
+from edgecompile.tables import files
+from edgecompile.tables.key import OperatorKey
+from edgecompile.transport import Transport
+from edgecompile.transport.local import LocalTransport
+from edgecompile.types import Precision, RuntimeName, digest
+
+log = logging.getLogger(__name__)
+
+_KIND = "operator"
+#: Raised when the way of measuring changes.
+_FORMAT = 1
+#: Files are made, measured and forgotten in portions, so that a killed run keeps what it had.
+_PORTION = 64
+#: The fixed costs of a call: the time of an operator with next to nothing to do.
+_EMPTY = OperatorKey(op_type="Relu", in_shape=(1, 1, 1, 1))
+_DISTRIBUTIONS = {"tflite": "ai-edge-litert", "onnxruntime": "onnxruntime", "tensorrt": "onnxruntime"}
+#: What carries bytes and does little else: the rate of the operators that cannot be measured is fitted on these.
+_STREAMING = frozenset({"Add", "Sub", "Mul", "Concat", "Relu", "Clip", "Pad", "Slice", "Transpose", "Resize"})
+#: Bytes per millisecond where nothing was measured to fit a rate on.
+_RATE = 2e6
+_BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 4, "int8": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasureOptions:
+    """How single operators are measured: every one in each of ``passes``, ``blocks`` of ``block_runs`` runs a pass.
+
+    ``footprint_bytes`` is what a whole inference touches, that is what lies between two uses of an operator's weights.
+    """
+
+    passes: int = 4
+    blocks: int = 5
+    block_runs: int = 3
+    footprint_bytes: int = 8 << 20
+    timeout_s: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timed:
+    """One operator's milliseconds; ``None`` where no file can be made of it alone."""
+
+    ms: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Time:
+    ms: float | None = None
+    spread: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Document:
+    schema_version: Literal[1]
+    version: str
+    times: tuple[_Time, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Where:
+    """What a time holds for, and where it is taken."""
+
+    runtime: RuntimeName
+    precision: Precision
+    threads: int
+    seed: int
+    options: MeasureOptions
+    fingerprint: str
+
+    def cache_key(self, key: OperatorKey) -> str:
+        # Footprints that differ by little leave the same in the caches.
+        footprint = self.options.footprint_bytes.bit_length()
+        return digest(
+            _FORMAT,
+            key,
+            self.runtime,
+            self.precision,
+            self.threads,
+            _version(self.runtime),
+            self.fingerprint,
+            footprint,
+        )
+
+
+def measure(
+    keys: Sequence[OperatorKey],
+    *,
+    runtime: RuntimeName,
+    precision: Precision,
+    threads: int,
+    workdir: Path,
+    cache: Path | Store,
+    fingerprint: str = "",
+    transport: Transport | None = None,
+    options: MeasureOptions | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[OperatorKey, float]:
+    """The milliseconds of each distinct key on a machine (this one without ``transport``), by measuring it alone.
+
+    What ``cache`` holds is not measured again; ``fingerprint`` is what the machine is known by there. An operator that
+    cannot be a file of its own is estimated by the bytes it moves, at the rate of the operators measured that do
+    little else. Raises `DeviceError` when the machine or its runtime fails.
+    """
+    where = _Where(
+        runtime=runtime,
+        precision=precision,
+        threads=threads,
+        seed=seed,
+        options=options or MeasureOptions(),
+        fingerprint=fingerprint,
+    )
+    store = cache if isinstance(cache, Store) else Store(cache)
+    distinct = list(dict.fromkeys(keys))
+    known = {key: timed for key in distinct if (timed := _kept(store, where.cache_key(key))) is not None}
+    missing = [key for key in distinct if key not in known]
+    watcher = progress or Silent()
+    with watcher.stage(f"Measure {len(missing)} operators", len(missing)) as advance:
+        for at in range(0, len(missing), _PORTION):
+            portion = missing[at : at + _PORTION]
+            found = _measure(portion, where, workdir, transport)
+            for key in portion:
+                known[key] = _keep(store, where.cache_key(key), found[key])
+            advance(len(portion))
+    return _completed(distinct, known, precision)
+
+
+def _kept(store: Store, key: str) -> Timed | None:
+    """What the store has under a key, nothing being made."""
+
+    class Absent(Exception):
+        pass
+
+    def refuse(folder: Path) -> Timed:
+        folder.rmdir()
+        raise Absent
+
+    try:
+        return store.cached(_KIND, key, Timed, refuse)
+    except Absent:
+        return None
+
+
+def _keep(store: Store, key: str, timed: Timed) -> Timed:
+    return store.cached(_KIND, key, Timed, lambda _: timed)
+
+
+def _version(runtime: RuntimeName) -> str:
+    from importlib import metadata
+
+    try:
+        return metadata.version(_DISTRIBUTIONS[runtime])
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def _measure(
+    keys: Sequence[OperatorKey], where: _Where, workdir: Path, transport: Transport | None
+) -> dict[OperatorKey, Timed]:
+    """Make the files of some keys and time them, the empty operator among them."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="operators-", dir=workdir) as name:
+        made = files.lowered(
+            [_EMPTY, *keys], runtime=where.runtime, precision=where.precision, workdir=Path(name), seed=where.seed
+        )
+        present = [i for i, file in enumerate(made) if file is not None]
+        named = [([_EMPTY, *keys][i].op_type, file) for i, file in enumerate(made) if file is not None]
+        times = dict(zip(present, _timed(named, where, Path(name), transport), strict=True))
+    # ONNX Runtime's times are those of its kernels: a call's fixed costs are not among them.
+    fixed = times[0].ms or 0.0 if where.runtime == "tflite" and 0 in times else 0.0
+    found = {}
+    for i, key in enumerate(keys, start=1):
+        ms = times[i].ms if i in times else None
+        if ms is None:
+            log.info("%s %s is estimated: %s", key.op_type, key.in_shape, times[i].error if i in times else "no file")
+        found[key] = Timed(ms=None if ms is None else max(ms - fixed, 1e-6))
+    return found
+
+
+def _timed(
+    named: Sequence[tuple[str, Path]], where: _Where, folder: Path, transport: Transport | None
+) -> tuple[_Time, ...]:
+    """Put the files and the program on the machine, run it there and get the times."""
+    backend = "onnxruntime" if where.runtime == "tensorrt" else where.runtime
+    job = {
+        "runtime": backend, "threads": where.threads, "seed": where.seed, "passes": where.options.passes,
+        "blocks": where.options.blocks, "block_runs": where.options.block_runs,
+        "footprint_bytes": where.options.footprint_bytes,
+        "files": [{"file": f"{i}{file.suffix}", "keep": [op_type]} for i, (op_type, file) in enumerate(named)],
+    }  # fmt: skip
+    (folder / "job.json").write_bytes(msgspec.json.encode(job))
+    root = content.builtin_root("targets")
+    with contextlib.nullcontext(transport) if transport is not None else LocalTransport() as there:
+        for name in ("runner.py", "operators.py", f"{backend}/backend.py"):
+            there.put(root / name, name)
+        there.put(folder / "job.json", "job.json")
+        for i, (_, file) in enumerate(named):
+            there.put(file, f"{i}{file.suffix}")
+        done = there.run([there.python, "operators.py", "job.json", "times.json"], timeout_s=where.options.timeout_s)
+        if done.code:
+            lines = (done.err or done.out).strip().splitlines() or ["it said nothing"]
+            raise DeviceError(
+                f"timing operators on {there.description} failed with exit code {done.code}: {lines[-1]}",
+                remedy=f"see that {_DISTRIBUTIONS[where.runtime]} and numpy are installed there",
+            )
+        there.get("times.json", folder / "times.json")
+    return _parsed((folder / "times.json").read_bytes())
+
+
+def _parsed(data: bytes) -> tuple[_Time, ...]:
+    try:
+        return msgspec.json.decode(data, type=_Document).times
+    except msgspec.DecodeError as exc:
+        raise DeviceError(
+            f"the times of the operators are malformed: {exc}", remedy="the program there is of another version"
+        ) from exc
+
+
+def _completed(
+    keys: Sequence[OperatorKey], known: Mapping[OperatorKey, Timed], precision: Precision
+) -> dict[OperatorKey, float]:
+    """The times, with estimates by the bytes moved where there is none."""
+    width = _BYTES[precision]
+    streamed = [(width * k.elements, t.ms) for k, t in known.items() if t.ms is not None and k.op_type in _STREAMING]
+    rate = sum(size for size, _ in streamed) / sum(ms for _, ms in streamed) if streamed else _RATE
+    found = {}
+    for key in keys:
+        ms = known[key].ms
+        found[key] = width * key.elements / rate if ms is None else ms
+    return found
+
+
+def footprint_bytes(keys: Sequence[OperatorKey], precision: Precision) -> int:
+    """About what one inference of a model of these operators touches: all weights, and the largest activation."""
+    weights = sum(math.prod(key.weight_shape) for key in keys if key.weight_shape)
+    largest = max((key.elements - math.prod(key.weight_shape or (0,)) for key in keys), default=0)
+    return _BYTES[precision] * (weights + largest)
