@@ -5,7 +5,8 @@
 
 Needs Python 3.7 or later, numpy, and the files' runtime; runner.py and the backends lie beside this file. The job is
 ``{"runtime", "threads", "seed", "files": [...], "passes", "blocks", "block_runs", "footprint_bytes"}``, the answer
-``{"schema_version": 1, "version": ..., "times": [{"ms": ..., "spread": ...} or {"error": ...}, ...]}``.
+``{"schema_version": 1, "version": ..., "times": [{"ms": ..., "share": ...} or {"error": ...}, ...]}``,
+where ``share`` is the operator's part of the file's kernels: the others change layouts at the file's edges.
 
 All files are visited in several passes, so that drift hits all alike; in a pass each is loaded, warmed up, and run in
 blocks. A time is the median of the blocks' minima. In a whole model an operator finds its inputs in the caches, since
@@ -27,6 +28,7 @@ SCHEMA_VERSION = 1
 LAYOUT = ("ReorderInput", "ReorderOutput", "Transpose")
 #: What a file gets in a pass at most, so that one slow operator does not take all the time.
 MOST_SECONDS = 0.5
+PROFILED_RUNS = 8
 
 
 def load_runner():
@@ -37,59 +39,44 @@ def load_runner():
     return module
 
 
-class WallClock:
-    """Times a run from outside: for runtimes whose call costs next to nothing, such as TFLite."""
-
-    def __init__(self, session):
-        self.session = session
-        self.times = []
-
-    def run(self):
+def timed_runs(session, feed, runs, scratch):
+    """Milliseconds of some runs (fewer where they are slow), the weights out of the caches and the inputs in them."""
+    times, end = [], time.perf_counter() + MOST_SECONDS
+    while len(times) < runs and (len(times) < 3 or time.perf_counter() < end):
+        scratch[::16].sum()
+        session.get()
+        session.set(feed)
         start = time.perf_counter_ns()
-        self.session.invoke()
-        self.times.append(1e-6 * (time.perf_counter_ns() - start))
-
-    def finish(self):
-        """Milliseconds of every run since the start."""
-        return self.times
+        session.invoke()
+        times.append(1e-6 * (time.perf_counter_ns() - start))
+    return times
 
 
-class OnnxProfile:
-    """Times the kernels of a run by ONNX Runtime's profile: a file's edges hold changes of layout that cost as much.
+def visit(runner, module, job, number, scratch):
+    """One file in one pass: its block minima in milliseconds, and the operator's share of them."""
+    entry, size = job["files"][number], job["block_runs"]
+    session = module.Session(entry["file"], threads=job["threads"])
+    feed = runner.random_feed(session, job["seed"] + number)
+    warm_up(session, feed)
+    times = timed_runs(session, feed, job["blocks"] * size, scratch)
+    minima = [min(times[at : at + size]) for at in range(0, len(times) - size + 1, size)] or [min(times)]
+    if job["runtime"] != "onnxruntime":
+        return minima, 1.0
+    return minima, profiled_share(module, entry, job["threads"], feed, scratch)
 
-    The profile has whole microseconds, rounded down, so half of one is added for each kernel.
+
+def warm_up(session, feed):
+    session.set(feed)
+    for _ in range(3):
+        session.invoke()
+
+
+def profiled_share(module, entry, threads, feed, scratch):
+    """The operator's share of a file's kernels, by ONNX Runtime's profile.
+
+    At a file's edges are changes of layout that cost as much as a small operator. The profile itself slows kernels by
+    about a microsecond, so only the share is taken from it, and the time from runs without it.
     """
-
-    def __init__(self, session, keep):
-        self.session = session
-        self.keep = keep
-
-    def run(self):
-        self.session.invoke()
-
-    def finish(self):
-        """Milliseconds of every run since the file was loaded."""
-        path = self.session._session.end_profiling()
-        with open(path) as stream:
-            events = json.load(stream)
-        os.remove(path)
-        times, total = [], 0.0
-        for event in events:
-            if event.get("name") == "model_run":
-                times.append(1e-3 * total)
-                total = 0.0
-            elif event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-                op_type = event["args"]["op_name"]
-                total += event["dur"] + 0.5 if op_type not in LAYOUT or op_type in self.keep else 0.0
-        return times
-
-
-def open_timer(module, runtime, entry, threads):
-    """A loaded file that can be timed."""
-    if runtime != "onnxruntime":
-        session = module.Session(entry["file"], threads=threads)
-        return WallClock(session)
-    # The backend opens the file; only the profile is added to the options that it makes.
     package = module.import_runtime().module
     plain = package.SessionOptions
 
@@ -99,32 +86,33 @@ def open_timer(module, runtime, entry, threads):
         options.profile_file_prefix = os.path.join(tempfile.gettempdir(), f"operators-{os.getpid()}")
         return options
 
-    package.SessionOptions = profiled
+    package.SessionOptions = profiled  # the backend opens the file: only the profile is added to its options
     try:
         session = module.Session(entry["file"], threads=threads)
     finally:
         package.SessionOptions = plain
-    return OnnxProfile(session, entry.get("keep", []))
+    warm_up(session, feed)
+    timed_runs(session, feed, PROFILED_RUNS, scratch)
+    path = session._session.end_profiling()
+    with open(path) as stream:
+        events = json.load(stream)
+    os.remove(path)
+    return share_of(events, entry.get("keep", []))
 
 
-def visit(np, runner, module, job, number, scratch):
-    """The block minima of one file in one pass, in milliseconds."""
-    timer = open_timer(module, job["runtime"], job["files"][number], job["threads"])
-    session = timer.session
-    feed = runner.random_feed(session, job["seed"] + number)
-    session.set(feed)
-    for _ in range(3):
-        session.invoke()
-    runs, end = 0, time.perf_counter() + MOST_SECONDS
-    while runs < job["blocks"] * job["block_runs"] and (runs < job["block_runs"] or time.perf_counter() < end):
-        scratch[::16].sum()
-        session.get()
-        session.set(feed)
-        timer.run()
-        runs += 1
-    times = timer.finish()[-runs:]
-    size = job["block_runs"]
-    return [min(times[at : at + size]) for at in range(0, len(times) - size + 1, size)]
+def share_of(events, keep):
+    """The median over runs of the time in kernels that count over the time in all kernels."""
+    shares, counted, total = [], 0.0, 0.0
+    for event in events:
+        if event.get("name") == "model_run" and total:
+            shares.append(counted / total)
+            counted, total = 0.0, 0.0
+        elif event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            op_type, spent = event["args"]["op_name"], event["dur"] + 0.5  # whole microseconds, rounded down
+            total += spent
+            counted += spent if op_type not in LAYOUT or op_type in keep else 0.0
+    shares.sort()
+    return shares[len(shares) // 2] if shares else 1.0
 
 
 def measure(job):
@@ -144,7 +132,7 @@ def measure(job):
     for number in range(job["passes"]):
         for index in np.random.RandomState([job["seed"], number]).permutation(len(job["files"])):
             try:
-                found[index].append(visit(np, runner, module, job, int(index), scratch))
+                found[index].append(visit(runner, module, job, int(index), scratch))
             except Exception as exc:  # every runtime has errors of its own
                 errors[int(index)] = runner.first_line(exc)
         gc.collect()
@@ -153,9 +141,8 @@ def measure(job):
         if index in errors or not passes:
             times.append({"error": errors.get(index, "no pass ended")})
             continue
-        medians = [float(np.median(blocks)) for blocks in passes]
-        spread = (max(medians) - min(medians)) / max(float(np.median(medians)), 1e-9)
-        times.append({"ms": float(np.median(np.concatenate(passes))), "spread": spread})
+        ms = float(np.median([one for minima, _ in passes for one in minima]))
+        times.append({"ms": ms, "share": float(np.median([share for _, share in passes]))})
     return {"schema_version": SCHEMA_VERSION, "version": version, "times": times}
 
 

@@ -37,6 +37,8 @@ _DISTRIBUTIONS = {"tflite": "ai-edge-litert", "onnxruntime": "onnxruntime", "ten
 _STREAMING = frozenset({"Add", "Sub", "Mul", "Concat", "Relu", "Clip", "Pad", "Slice", "Transpose", "Resize"})
 #: Bytes per millisecond where nothing was measured to fit a rate on.
 _RATE = 2e6
+#: What an operator costs at least, also where noise hides it: a time is positive.
+_LEAST_MS = 1e-4
 _BYTES: dict[Precision, int] = {"fp32": 4, "fp16": 4, "int8": 1}
 
 
@@ -64,7 +66,7 @@ class Timed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Time:
     ms: float | None = None
-    spread: float | None = None
+    share: float = 1.0
     error: str | None = None
 
 
@@ -185,14 +187,13 @@ def _measure(
         present = [i for i, file in enumerate(made) if file is not None]
         named = [([_EMPTY, *keys][i].op_type, file) for i, file in enumerate(made) if file is not None]
         times = dict(zip(present, _timed(named, where, Path(name), transport), strict=True))
-    # ONNX Runtime's times are those of its kernels: a call's fixed costs are not among them.
-    fixed = times[0].ms or 0.0 if where.runtime == "tflite" and 0 in times else 0.0
+    fixed = (times[0].ms or 0.0) if 0 in times else 0.0
     found = {}
     for i, key in enumerate(keys, start=1):
-        ms = times[i].ms if i in times else None
-        if ms is None:
-            log.info("%s %s is estimated: %s", key.op_type, key.in_shape, times[i].error if i in times else "no file")
-        found[key] = Timed(ms=None if ms is None else max(ms - fixed, 1e-6))
+        one = times.get(i, _Time(error="no file can be made of it"))
+        if one.ms is None:
+            log.info("%s %s is estimated: %s", key.op_type, key.in_shape, one.error)
+        found[key] = Timed(ms=None if one.ms is None else max((one.ms - fixed) * one.share, _LEAST_MS))
     return found
 
 
