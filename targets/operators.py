@@ -12,12 +12,14 @@ All files are visited in several passes, so that drift hits all alike; in a pass
 blocks. A time is the median of the blocks' minima. In a whole model an operator finds its inputs in the caches, since
 the operator before has just written them, but not its weights, since a whole inference lies between two uses: so
 before each timed run as many bytes are read as a whole inference touches, and then the inputs are written again.
+A file that ends the process is left out, and the others are measured anew.
 """
 
 import gc
 import importlib.util
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -115,8 +117,8 @@ def share_of(events, keep):
     return shares[len(shares) // 2] if shares else 1.0
 
 
-def measure(job):
-    """The document: a time a file."""
+def measure(job, skip, current):
+    """The document: a time a file. ``skip`` maps files to why they cannot be timed; ``current`` is told the file."""
     import numpy as np
 
     runner = load_runner()
@@ -127,14 +129,17 @@ def measure(job):
     except ImportError as exc:
         return {"schema_version": SCHEMA_VERSION, "error": str(exc)}
     scratch = np.ones(max(16, job["footprint_bytes"] // 4), np.float32)
-    found, errors = [[] for _ in job["files"]], {}
+    found, errors = [[] for _ in job["files"]], dict(skip)
     gc.disable()
     for number in range(job["passes"]):
-        for index in np.random.RandomState([job["seed"], number]).permutation(len(job["files"])):
+        for index in map(int, np.random.RandomState([job["seed"], number]).permutation(len(job["files"]))):
+            if index in errors:
+                continue
+            write(current, index)
             try:
-                found[index].append(visit(runner, module, job, int(index), scratch))
+                found[index].append(visit(runner, module, job, index, scratch))
             except Exception as exc:  # every runtime has errors of its own
-                errors[int(index)] = runner.first_line(exc)
+                errors[index] = runner.first_line(exc)
         gc.collect()
     times = []
     for index, passes in enumerate(found):
@@ -146,12 +151,37 @@ def measure(job):
     return {"schema_version": SCHEMA_VERSION, "version": version, "times": times}
 
 
+def write(path, value):
+    with open(path, "w") as stream:
+        json.dump(value, stream)
+
+
+def read(path):
+    with open(path) as stream:
+        return json.load(stream)
+
+
+def supervise(job_path, times_path):
+    """Measure in a process of its own; a file that ends it is left out, and the others are measured anew."""
+    files, skip = len(read(job_path)["files"]), {}
+    current, skipped = times_path + ".current", times_path + ".skip"
+    while True:
+        write(current, None)
+        write(skipped, skip)
+        command = [sys.executable, os.path.abspath(__file__), job_path, times_path, skipped, current]
+        code = subprocess.call(command)
+        culprit = read(current)
+        if code >= 0 or culprit is None or len(skip) == files:
+            return code
+        skip[culprit] = f"running it ended its process with signal {-code}"
+
+
 def main():
-    with open(sys.argv[1]) as stream:
-        job = json.load(stream)
-    document = measure(job)
-    with open(sys.argv[2], "w") as stream:
-        json.dump(document, stream)
+    if len(sys.argv) == 3:
+        return abs(supervise(sys.argv[1], sys.argv[2]))
+    skip = {int(index): reason for index, reason in read(sys.argv[3]).items()}
+    document = measure(read(sys.argv[1]), skip, sys.argv[4])
+    write(sys.argv[2], document)
     return 1 if "error" in document else 0
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
+log = logging.getLogger(__name__)
+
+#: Whole vectors: XNNPACK was seen to write past the end of chains of one-element tensors.
+_TINY = (1, 64, 1, 1)
 #: Ranges only have to be plausible: latency does not depend on them.
 _SAMPLES = 2
 _TIMEOUT_S = 3600.0
@@ -46,12 +51,32 @@ def onnx_model(key: OperatorKey, *, seed: int = 0) -> onnx.ModelProto:
     weights = [numpy_helper.from_array(values, f"w{position}") for position, values in constants.items()]
     weights += [numpy_helper.from_array(np.float32(v), n) for n, v in (("low", 0), ("high", 6))] if _clips(key) else []
     graph = helper.make_graph(nodes, "operator", inputs, [onnx.ValueInfoProto(name=nodes[-1].output[0])], weights)
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", key.opset)], ir_version=8)
+    return _checked(graph, key.opset)
+
+
+def tiny_chain(length: int) -> onnx.ModelProto:
+    """Operators with next to nothing to do, one behind the other: what is left is the cost of calling them."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    nodes = [helper.make_node("Sigmoid", [f"x{i}"], [f"x{i + 1}"], name=f"tiny{i}") for i in range(length)]
+    entry = helper.make_tensor_value_info("x0", TensorProto.FLOAT, _TINY)
+    return _checked(helper.make_graph(nodes, "tiny", [entry], [onnx.ValueInfoProto(name=f"x{length}")]), 17)
+
+
+def _checked(graph: onnx.GraphProto, opset: int) -> onnx.ModelProto:
+    import onnx
+    from onnx import helper
+
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     try:
         proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         onnx.checker.check_model(proto)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as exc:
-        raise UnsupportedModelError(f"no file can be made of {key.op_type} alone: {exc}") from exc
+        operator = graph.node[0].op_type
+        raise UnsupportedModelError(
+            f"no file can be made of {operator} alone: {exc}", remedy="its latency is estimated by the bytes it moves"
+        ) from exc
     return proto
 
 
@@ -107,25 +132,32 @@ def _activation(key: OperatorKey) -> list[Any]:
 
 
 def lowered(
-    keys: Sequence[OperatorKey], *, runtime: RuntimeName, precision: Precision, workdir: Path, seed: int = 0
+    graphs: Iterable[onnx.ModelProto | None],
+    *,
+    runtime: RuntimeName,
+    precision: Precision,
+    workdir: Path,
+    seed: int = 0,
 ) -> list[Path | None]:
-    """A file for each key, in ``workdir``; ``None`` for what the runtime or the precision does not take alone."""
+    """A file for each graph, in ``workdir``; ``None`` for what the runtime or the precision does not take alone."""
     first: Precision = "fp32" if runtime == "tflite" else precision
-    made = [_lower_one(key, runtime, first, workdir / str(i), seed) for i, key in enumerate(keys)]
+    made = [_lower_one(graph, runtime, first, workdir / str(i), seed) for i, graph in enumerate(graphs)]
     if runtime == "tflite" and precision == "int8":
-        return _quantized(made, workdir, seed)
+        return _quantized(made, workdir)
     if runtime == "tflite" and precision == "fp16":
         return [_float16(artifact) for artifact, _ in made]
     return [artifact.file if artifact else None for artifact, _ in made]
 
 
 def _lower_one(
-    key: OperatorKey, runtime: RuntimeName, precision: Precision, folder: Path, seed: int
+    graph: onnx.ModelProto | None, runtime: RuntimeName, precision: Precision, folder: Path, seed: int
 ) -> tuple[Artifact | None, list[Arrays]]:
     import onnx
 
+    if graph is None:
+        return None, []
     try:
-        model = _saved(onnx_model(key, seed=seed), folder)
+        model = _saved(graph, folder)
         samples = _samples(model, seed)
         plan = Plan(runtime=runtime, precision=precision)
         path = lower.RUNTIMES[runtime].paths[0]  # the first is ours: another takes seconds for each file
@@ -133,7 +165,8 @@ def _lower_one(
         if runtime == "onnxruntime" and precision == "int8":
             write_atomically(artifact.file, without_float_edges(onnx.load(str(artifact.file))).SerializeToString())
         return artifact, samples
-    except EdgecompileError:
+    except EdgecompileError as exc:
+        log.info("an operator cannot be a file of its own: %s", exc)
         return None, []
 
 
@@ -181,7 +214,7 @@ def _float16(artifact: Artifact | None) -> Path | None:
     return file
 
 
-def _quantized(made: Sequence[tuple[Artifact | None, list[Arrays]]], workdir: Path, seed: int) -> list[Path | None]:
+def _quantized(made: Sequence[tuple[Artifact | None, list[Arrays]]], workdir: Path) -> list[Path | None]:
     """INT8 files by the quantizer that candidates go through, all in one child: importing it takes seconds.
 
     Inputs and outputs are int8 too, as they are between two operators of a whole model.

@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from edgecompile import content
-from edgecompile.errors import DeviceError
+from edgecompile.errors import DeviceError, UnsupportedModelError
 from edgecompile.progress import Progress, Silent
 from edgecompile.store import Store
 from edgecompile.tables import files
@@ -23,6 +23,9 @@ from edgecompile.transport import Transport
 from edgecompile.transport.local import LocalTransport
 from edgecompile.types import Precision, RuntimeName, digest
 
+if TYPE_CHECKING:
+    import onnx
+
 log = logging.getLogger(__name__)
 
 _KIND = "operator"
@@ -30,8 +33,8 @@ _KIND = "operator"
 _FORMAT = 1
 #: Files are made, measured and forgotten in portions, so that a killed run keeps what it had.
 _PORTION = 64
-#: The fixed costs of a call: the time of an operator with next to nothing to do.
-_EMPTY = OperatorKey(op_type="Relu", in_shape=(1, 1, 1, 1))
+#: The lengths of the chains of tiny operators that tell a call's fixed costs.
+_CHAINS = (1, 17)
 _DISTRIBUTIONS = {"tflite": "ai-edge-litert", "onnxruntime": "onnxruntime", "tensorrt": "onnxruntime"}
 #: What carries bytes and does little else: the rate of the operators that cannot be measured is fitted on these.
 _STREAMING = frozenset({"Add", "Sub", "Mul", "Concat", "Relu", "Clip", "Pad", "Slice", "Transpose", "Resize"})
@@ -178,23 +181,44 @@ def _version(runtime: RuntimeName) -> str:
 def _measure(
     keys: Sequence[OperatorKey], where: _Where, workdir: Path, transport: Transport | None
 ) -> dict[OperatorKey, Timed]:
-    """Make the files of some keys and time them, the empty operator among them."""
+    """Make the files of some keys and time them, and chains of tiny operators for what a call costs."""
     workdir.mkdir(parents=True, exist_ok=True)
+    graphs = (*(files.tiny_chain(length) for length in _CHAINS), *(_graph(key, where.seed) for key in keys))
     with tempfile.TemporaryDirectory(prefix="operators-", dir=workdir) as name:
         made = files.lowered(
-            [_EMPTY, *keys], runtime=where.runtime, precision=where.precision, workdir=Path(name), seed=where.seed
+            graphs, runtime=where.runtime, precision=where.precision, workdir=Path(name), seed=where.seed
         )
+        labels = [*("Sigmoid" for _ in _CHAINS), *(key.op_type for key in keys)]
         present = [i for i, file in enumerate(made) if file is not None]
-        named = [([_EMPTY, *keys][i].op_type, file) for i, file in enumerate(made) if file is not None]
+        named = [(labels[i], file) for i, file in enumerate(made) if file is not None]
         times = dict(zip(present, _timed(named, where, Path(name), transport), strict=True))
-    fixed = (times[0].ms or 0.0) if 0 in times else 0.0
-    found = {}
-    for i, key in enumerate(keys, start=1):
+    fixed, found = _call_ms(times), {}
+    for i, key in enumerate(keys, start=len(_CHAINS)):
         one = times.get(i, _Time(error="no file can be made of it"))
         if one.ms is None:
             log.info("%s %s is estimated: %s", key.op_type, key.in_shape, one.error)
         found[key] = Timed(ms=None if one.ms is None else max((one.ms - fixed) * one.share, _LEAST_MS))
     return found
+
+
+def _graph(key: OperatorKey, seed: int) -> onnx.ModelProto | None:
+    try:
+        return files.onnx_model(key, seed=seed)
+    except UnsupportedModelError as exc:
+        log.info("%s", exc)
+        return None
+
+
+def _call_ms(times: Mapping[int, _Time]) -> float:
+    """What a run costs beside its operators: a short chain's time, less what its operators cost by the longer one.
+
+    An operator's own time so keeps the cost of being called by the runtime, which it has in a whole model too.
+    """
+    short, long = (times[i].ms if i in times else None for i in range(len(_CHAINS)))
+    if short is None or long is None:
+        return short or 0.0
+    each = max(0.0, (long - short) / (_CHAINS[1] - _CHAINS[0]))
+    return max(0.0, short - _CHAINS[0] * each)
 
 
 def _timed(
