@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +25,16 @@ _NUMBERS = ("kernel_shape", "strides", "pads", "dilations", "group")
 _FEW = 16
 
 
-def keys_of(model: onnx.ModelProto) -> tuple[tuple[str, OperatorKey], ...]:
+def keys_of(model: onnx.ModelProto, shapes: Mapping[str, Shape] | None = None) -> tuple[tuple[str, OperatorKey], ...]:
     """The fused operators of a static, shape-inferred graph, in its order: (the node's name, its key).
+
+    ``shapes`` are those of tensors and constants in a narrower variant of the graph, by name: what is not named there
+    is as in the graph. Depthwise convolutions stay depthwise.
 
     Relu, Clip, HardSwish and ``x * sigmoid(x)`` belong to the operator directly before them, as does a constant bias.
     Raises `InputError` when an operator's tensors have no static shape.
     """
-    return _Reader.of(model).keys()
+    return _Reader.of(model, shapes or {}).keys()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -44,9 +48,11 @@ class _Reader:
     readers: dict[str, list[onnx.NodeProto]] = field(default_factory=dict)
     uses: Counter[str] = field(default_factory=Counter)
     taken: set[str] = field(default_factory=set)
+    #: How many channels each tensor has in the graph itself.
+    channels: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: onnx.ModelProto) -> _Reader:
+    def of(cls, model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> _Reader:
         opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 17)
         reader = cls(graph=model.graph, opset=opset)
         for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
@@ -61,6 +67,8 @@ class _Reader:
                 reader.readers.setdefault(name, []).append(node)
                 reader.uses[name] += 1
         reader.uses.update(value.name for value in model.graph.output)
+        reader.channels = {name: shape[1] for name, shape in reader.shapes.items() if len(shape) > 1}
+        reader.shapes.update(shapes)
         return reader
 
     def _constant(self, name: str, tensor: onnx.TensorProto) -> None:
@@ -168,13 +176,17 @@ class _Reader:
             strides=tuple(attributes.get("strides") or (1,) * rank),
             pads=pads,
             dilations=tuple(attributes.get("dilations") or (1,) * rank),
-            groups=int(attributes.get("group", 1)),
+            groups=self._groups(node, int(attributes.get("group", 1))),
         )
+
+    def _groups(self, node: onnx.NodeProto, groups: int) -> int:
+        depthwise = groups > 1 and groups == self.channels.get(node.input[0])
+        return self._shape(node, node.input[0])[1] if depthwise else groups
 
     def _out_channels(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> int:
         shape = self._shape(node, node.input[1])
         if node.op_type == "ConvTranspose":
-            return shape[1] * int(attributes.get("group", 1))
+            return shape[1] * self._groups(node, int(attributes.get("group", 1)))
         if node.op_type == "Conv" or attributes.get("transB"):
             return shape[0]
         return shape[-1]

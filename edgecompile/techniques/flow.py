@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 class Flow:
     """The samples on their way through a graph, each holding only the tensors that are still needed.
 
-    Every piece runs in ONNX Runtime with one thread a sample, so that results do not depend on how many cores there are.
+    Every piece runs in ONNX Runtime with one thread a sample, so that results do not depend on the number of cores.
     """
 
     def __init__(self, view: GraphView, samples: Sequence[Arrays], *, keep: Sequence[str] = ()) -> None:

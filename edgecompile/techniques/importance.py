@@ -1,10 +1,10 @@
 """Which channels to give up first: an order for every group, and the error that following it leaves behind.
 
-``reconstruction`` asks what the readers of a channel lose when their remaining inputs make up for it as well as they can:
-the cost of removing input c of a layer with weights W and Gram matrix H is |W_c|^2 / (H^-1)_cc, after which W and H^-1 are
-updated, as in the Optimal Brain Surgeon (Hassibi & Stork, 1993) and ZipLM (Kurtic et al., 2023, arXiv:2302.04089).
-``magnitude`` is the squared norm of all weights of a channel, relative to their layers' (Li et al., 2017,
-arXiv:1608.08710).
+``reconstruction`` asks what the readers of a channel lose when their remaining inputs make up for it as well as they
+can: the cost of removing input c of a layer with weights W and Gram matrix H is |W_c|^2 / (H^-1)_cc, after which W and
+H^-1 are updated, as in the Optimal Brain Surgeon (Hassibi & Stork, 1993) and ZipLM (Kurtic et al., 2023,
+arXiv:2302.04089). ``magnitude`` is the squared norm of all weights of a channel, relative to their layers' (Li et al.,
+2017, arXiv:1608.08710).
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class _Reader:
 
     def costs(self) -> Array:
         """What removing each input channel costs, as a share of the layer's output energy."""
-        return np.square(self.weights).sum(axis=1) / np.maximum(np.diag(self.inverse), 1e-30) / self.energy
+        loss: Array = np.square(self.weights).sum(axis=1) / np.maximum(np.diag(self.inverse), 1e-30)
+        return loss / self.energy
 
     def remove(self, channel: int) -> None:
         """Take one input channel out; the others make up for it."""

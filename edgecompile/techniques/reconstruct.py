@@ -2,8 +2,9 @@
 
 Layer by layer, in the order of the graph, the weights of the pruned network are set to the ridge least-squares solution
 that maps its own inputs (those of the layers already mended) onto the original's outputs. Where a layer's output is
-added to a shortcut, what the shortcut lost is made up for, too. After "Channel Pruning for Accelerating Very Deep Neural
-Networks" (He et al., ICCV 2017); the penalty here pulls towards the original weights, and is chosen on held-back rows.
+added to a shortcut, what the shortcut lost is made up for, too. After "Channel Pruning for Accelerating Very Deep
+Neural Networks" (He et al., ICCV 2017); the penalty here pulls towards the original weights, and is chosen on held-back
+rows.
 """
 
 from __future__ import annotations
@@ -208,7 +209,7 @@ class _Solver:
         return best
 
     def _design(self, group: int, start: int, stop: int) -> Array:
-        rows = self.rows.inputs[group, start:stop].astype(np.float64)
+        rows: Array = self.rows.inputs[group, start:stop].astype(np.float64)
         return rows if self.bias is None else np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
 
     def _columns(self, group: int) -> slice:
@@ -216,19 +217,19 @@ class _Solver:
 
     def _coefficients(self, group: int, matrix: Array, bias: Array | None) -> Array:
         if bias is None:
-            return matrix[group]
+            found: Array = matrix[group]
+            return found
         return np.concatenate([matrix[group], bias[None, self._columns(group)]])
 
     def _normal_equations(self, group: int) -> tuple[Array, Array]:
-        gram, right = 0.0, 0.0
+        size = self.start.shape[1] + (self.bias is not None)
+        gram, right = np.zeros((size, size)), np.zeros((size, self.outputs))
         for start in range(0, self.rows.fitting, _CHUNK):
             stop = min(start + _CHUNK, self.rows.fitting)
             design = self._design(group, start, stop)
             wanted = self.rows.wanted[start:stop, self._columns(group)].astype(np.float64)
-            gram = gram + design.T @ design
-            right = right + design.T @ (wanted - design @ self._coefficients(group, self.start, self.bias))
-        assert isinstance(gram, np.ndarray)
-        assert isinstance(right, np.ndarray)
+            gram += design.T @ design
+            right += design.T @ (wanted - design @ self._coefficients(group, self.start, self.bias))
         return gram, right
 
     def _solve(self, grams: Sequence[tuple[Array, Array]], penalty: float) -> tuple[Array, Array | None]:

@@ -35,7 +35,7 @@ class Linear:
 
     @property
     def is_convolution(self) -> bool:
-        return self.node.op_type == "Conv"
+        return bool(self.node.op_type == "Conv")
 
     def matrix(self, weight: Array) -> Array:
         """The weights as (groups, inputs a group, outputs a group)."""
@@ -57,8 +57,8 @@ class Linear:
     def outputs(self, array: Array, at: Array) -> Array:
         """Rows (places, output channels) of an output."""
         if not self.is_convolution:
-            return array.reshape(-1, array.shape[-1])[at]
-        return array[0].reshape(array.shape[1], -1).T[at]
+            return np.asarray(array.reshape(-1, array.shape[-1])[at])
+        return np.asarray(array[0].reshape(array.shape[1], -1).T[at])
 
     def inputs(self, array: Array, at: Array, output: tuple[int, ...]) -> Array:
         """Rows (groups, places, inputs a group) of an input: what each output place sees, padding included."""
@@ -74,7 +74,9 @@ class Linear:
             where = tuple(
                 c * s + o * d for c, s, o, d in zip(coordinates, self.strides, offset, self.dilations, strict=True)
             )
-            rows[(slice(None), slice(None), *offset)] = padded[(slice(None), *where)].T
+            into: Any = (slice(None), slice(None), *offset)
+            out_of: Any = (slice(None), *where)
+            rows[into] = padded[out_of].T
         return rows.reshape(len(at), self.groups, -1).transpose(1, 0, 2)
 
 
