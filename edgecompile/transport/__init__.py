@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Protocol, Self
+
+from edgecompile.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,25 @@ class Transport(Protocol):
         ...
 
 
+def open_transport(where: str, *, waiting: Callable[[str], None] | None = None) -> Transport:
+    """The way to ``where``: ``local``, or ``ssh://user@host:port``. Nothing is connected yet.
+
+    ``waiting`` is told once when another build has the machine. Raises `InputError` when ``where`` is neither.
+    """
+    if where == "local":
+        from edgecompile.transport.local import LocalTransport
+
+        return LocalTransport()
+    if where.startswith("ssh://"):
+        from edgecompile.transport.ssh import SSHTransport
+
+        return SSHTransport(where, waiting=waiting)
+    place = where.rpartition("@")[2]  # what stands before it may hold a password
+    raise InputError(
+        f"{place!r} is no way to a machine", remedy="write local, or ssh://user@host, or ssh://user@host:port"
+    )
+
+
 def checked_name(name: str) -> PurePosixPath:
     """``name`` as a path that stays inside the folder. Raises ``ValueError`` for any other: that is a fault of ours."""
     path = PurePosixPath(name)
@@ -74,4 +95,4 @@ def checked_name(name: str) -> PurePosixPath:
     return path
 
 
-__all__ = ["Completed", "Transport", "checked_name"]
+__all__ = ["Completed", "Transport", "checked_name", "open_transport"]
