@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -173,6 +176,54 @@ def test_the_program_says_which_file_it_cannot_load(tmp_path: Path) -> None:
     assert time["error"]
 
 
+def test_a_file_that_ends_the_process_does_not_take_the_others_along(tmp_path: Path) -> None:
+    targets = shutil.copytree(content.builtin_root("targets"), tmp_path / "targets")
+    (targets / "tflite" / "backend.py").write_text(
+        textwrap.dedent("""
+        import collections, os
+
+        def import_runtime(package=None):
+            return collections.namedtuple("Runtime", "version")("1")
+
+        class Session:
+            inputs = {}
+
+            def __init__(self, path, threads=1, package=None):
+                if path == "bad":
+                    os.abort()
+
+            def set(self, feed): pass
+            def get(self): pass
+            def invoke(self): pass
+        """)
+    )
+    job = {
+        "runtime": "tflite", "threads": 1, "seed": 0, "passes": 1, "blocks": 2, "block_runs": 2,
+        "footprint_bytes": 0, "files": [{"file": name} for name in ("good", "bad", "fine")],
+    }  # fmt: skip
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    command = [sys.executable, str(targets / "operators.py"), "job.json", "times.json"]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+    found = json.loads((tmp_path / "times.json").read_text())
+    assert [set(time) for time in found["times"]] == [{"ms", "share"}, {"error"}, {"ms", "share"}]
+    assert "signal 6" in found["times"][1]["error"]
+
+
+def test_the_profile_leaves_changes_of_layout_out() -> None:
+    def kernel(op_type: str, spent: int) -> dict[str, Any]:
+        return {"cat": "Node", "name": "n_kernel_time", "dur": spent, "args": {"op_name": op_type}}
+
+    spec = importlib.util.spec_from_file_location("operators", content.builtin_root("targets") / "operators.py")
+    assert spec is not None
+    assert spec.loader is not None
+    operators = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(operators)
+    run = [kernel("ReorderInput", 10), kernel("Conv", 29), kernel("Transpose", 9), {"name": "model_run"}]
+    assert operators.share_of(run * 3, []) == pytest.approx(29.5 / 49.5)
+    assert operators.share_of(run * 3, ["Transpose"]) == pytest.approx(39.0 / 49.5)
+    assert operators.share_of([], []) == 1.0
+
+
 # ----------------------------------------------------------------------------------------------------- keys of a graph
 
 
@@ -226,8 +277,7 @@ def test_open_shapes_are_refused() -> None:
         tables.keys_of(onnx.helper.make_model(graph))
 
 
-def test_footprint_counts_weights_once_and_the_largest_activation() -> None:
+def test_the_footprint_counts_weights_and_inputs() -> None:
     keys = [conv(), conv(out=32)]
-    weights = 9 * 16 * 16 + 9 * 16 * 32
+    assert tables.footprint_bytes(keys, "int8") == 9 * 16 * 16 + 9 * 16 * 32 + 2 * 16 * 16 * 16
     assert tables.footprint_bytes(keys, "fp32") == 4 * tables.footprint_bytes(keys, "int8")
-    assert tables.footprint_bytes(keys, "int8") >= weights + 16 * 16 * 16

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Whole vectors: XNNPACK was seen to write past the end of chains of one-element tensors.
+#: One vector of most machines: as little as an operator can have to do.
 _TINY = (1, 64, 1, 1)
 #: Ranges only have to be plausible: latency does not depend on them.
 _SAMPLES = 2
@@ -59,7 +59,7 @@ def tiny_chain(length: int) -> onnx.ModelProto:
     import onnx
     from onnx import TensorProto, helper
 
-    nodes = [helper.make_node("Sigmoid", [f"x{i}"], [f"x{i + 1}"], name=f"tiny{i}") for i in range(length)]
+    nodes = [helper.make_node("Add", [f"x{i}"] * 2, [f"x{i + 1}"], name=f"tiny{i}") for i in range(length)]
     entry = helper.make_tensor_value_info("x0", TensorProto.FLOAT, _TINY)
     return _checked(helper.make_graph(nodes, "tiny", [entry], [onnx.ValueInfoProto(name=f"x{length}")]), 17)
 

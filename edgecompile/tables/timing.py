@@ -53,8 +53,8 @@ class MeasureOptions:
     """
 
     passes: int = 4
-    blocks: int = 5
-    block_runs: int = 3
+    blocks: int = 8
+    block_runs: int = 2
     footprint_bytes: int = 8 << 20
     timeout_s: float = 3600.0
 
@@ -90,6 +90,7 @@ class _Where:
     seed: int
     options: MeasureOptions
     fingerprint: str
+    version: str
 
     def cache_key(self, key: OperatorKey) -> str:
         # Footprints that differ by little leave the same in the caches.
@@ -100,7 +101,7 @@ class _Where:
             self.runtime,
             self.precision,
             self.threads,
-            _version(self.runtime),
+            self.version,
             self.fingerprint,
             footprint,
         )
@@ -122,7 +123,9 @@ def measure(
 ) -> dict[OperatorKey, float]:
     """The milliseconds of each distinct key on a machine (this one without ``transport``), by measuring it alone.
 
-    What ``cache`` holds is not measured again; ``fingerprint`` is what the machine is known by there. An operator that
+    ``transport`` is one that was entered; ``workdir`` holds the files while they are measured.
+    What ``cache`` holds is not measured again; ``fingerprint`` is what the machine is known by there (of another
+    machine with its runtime's version, which is only known for this one). An operator that
     cannot be a file of its own is estimated by the bytes it moves, at the rate of the operators measured that do
     little else. Raises `DeviceError` when the machine or its runtime fails.
     """
@@ -133,6 +136,7 @@ def measure(
         seed=seed,
         options=options or MeasureOptions(),
         fingerprint=fingerprint,
+        version=_version(runtime) if transport is None or transport.is_this_machine else "",
     )
     store = cache if isinstance(cache, Store) else Store(cache)
     distinct = list(dict.fromkeys(keys))
@@ -188,7 +192,7 @@ def _measure(
         made = files.lowered(
             graphs, runtime=where.runtime, precision=where.precision, workdir=Path(name), seed=where.seed
         )
-        labels = [*("Sigmoid" for _ in _CHAINS), *(key.op_type for key in keys)]
+        labels = [*("Add" for _ in _CHAINS), *(key.op_type for key in keys)]
         present = [i for i, file in enumerate(made) if file is not None]
         named = [(labels[i], file) for i, file in enumerate(made) if file is not None]
         times = dict(zip(present, _timed(named, where, Path(name), transport), strict=True))
@@ -275,7 +279,6 @@ def _completed(
 
 
 def footprint_bytes(keys: Sequence[OperatorKey], precision: Precision) -> int:
-    """About what one inference of a model of these operators touches: all weights, and the largest activation."""
+    """About what one inference of a model of these operators reads: all weights, and every operator's inputs."""
     weights = sum(math.prod(key.weight_shape) for key in keys if key.weight_shape)
-    largest = max((key.elements - math.prod(key.weight_shape or (0,)) for key in keys), default=0)
-    return _BYTES[precision] * (weights + largest)
+    return _BYTES[precision] * (weights + sum(math.prod(shape) for key in keys for shape in key.in_shapes))
