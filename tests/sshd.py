@@ -94,7 +94,7 @@ def serve(root: Path, *, environment: dict[str, str] | None = None, options: tup
         "MaxStartups 100",
         "MaxAuthTries 20",
         "LogLevel VERBOSE",
-        "Subsystem sftp internal-sftp",
+        *([] if any(line.startswith("Subsystem sftp") for line in options) else ["Subsystem sftp internal-sftp"]),
         "SetEnv " + " ".join(f'"{name}={value}"' for name, value in variables.items()),
     ]
     (root / "sshd_config").write_text("\n".join(lines) + "\n")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from edgecompile.errors import DeviceError
 from edgecompile.transport import Transport, open_transport
 from edgecompile.transport.local import LocalTransport
 from edgecompile.transport.ssh import Patience, SSHTransport
+from edgecompile.transport.ssh_connection import Connection
 from tests.sshd import Cable, Server, serve
 
 QUICK = Patience(
@@ -128,3 +137,201 @@ def test_an_address_opens_a_transport() -> None:
     found = open_transport("ssh://me@board:2222")
     assert isinstance(found, SSHTransport)
     assert found.description == "me@board:2222"
+
+
+# ------------------------------------------------------------------------------------------------- cut connections
+
+
+def refused(found: pytest.ExceptionInfo[DeviceError], *words: str) -> None:
+    """The error ends the command with exit code 4, says what to do, and names what it should."""
+    assert found.value.exit_code == 4
+    assert found.value.remedy
+    for word in words:
+        assert word in found.value.message
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["sftp", "cat"])
+def test_an_upload_that_is_cut_goes_on(streamed: bool, server: Server, cable: Cable, big: Path, tmp_path: Path) -> None:
+    cable.cut_after(up=1_000_000)
+    cable.cut_after(up=1_200_000)
+    with client(server, port=cable.port) as transport:
+        without_sftp(transport, streamed)
+        transport.put(big, "there")
+        transport.get("there", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == big.read_bytes()
+    assert cable.connections == 3
+
+
+def test_an_upload_that_is_always_cut_ends(server: Server, cable: Cable, big: Path) -> None:
+    for _ in range(10):
+        cable.cut_after(up=60_000)
+    with pytest.raises(DeviceError, match=r"lost while uploading there\.bin") as found:  # noqa: SIM117
+        with client(server, port=cable.port) as transport:
+            transport.put(big, "there.bin")
+    refused(found, "127.0.0.1")
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["sftp", "cat"])
+def test_a_download_that_is_cut_goes_on(streamed: bool, server: Server, cable: Cable, tmp_path: Path) -> None:
+    cable.cut_after(down=1_000_000)
+    cable.cut_after(down=1_200_000)
+    with client(server, port=cable.port) as transport:
+        without_sftp(transport, streamed)
+        assert transport.run(["sh", "-c", "head -c 3000000 /dev/urandom > made"], timeout_s=20).code == 0
+        transport.get("made", tmp_path / "back")
+        content = (Path(transport.folder) / "made").read_bytes()
+    assert (tmp_path / "back").read_bytes() == content
+    assert cable.connections == 3
+    assert sorted(p.name for p in tmp_path.iterdir() if "part" in p.name) == []
+
+
+def without_sftp(transport: SSHTransport, wanted: bool) -> None:
+    """Let every connection of the transport believe that the machine offers no SFTP."""
+    if wanted:
+        connect, first = transport._connect, transport._connection
+        assert first is not None
+        first._without_sftp = True
+
+        def again() -> Connection:
+            made = connect()
+            made._without_sftp = True
+            return made
+
+        transport._connect = again  # type: ignore[method-assign]
+
+
+def later(seconds: float, action: Callable[[], None]) -> threading.Thread:
+    timer = threading.Timer(seconds, action)
+    timer.start()
+    return timer
+
+
+def test_a_command_survives_a_cut(server: Server, cable: Cable) -> None:
+    with client(server, port=cable.port) as transport:
+        timer = later(0.6, cable.cut)
+        done = transport.run(["sh", "-c", "echo once >> runs; sleep 2; cat runs"], timeout_s=20)
+        timer.join()
+    assert (done.code, done.out) == (0, "once\n")
+    assert cable.connections == 2
+
+
+def test_a_machine_that_stays_away_ends_in_an_error_and_cleans_up_by_itself(server: Server, cable: Cable) -> None:
+    with pytest.raises(DeviceError, match="could not be made again") as found:  # noqa: SIM117
+        with client(server, port=cable.port) as transport:
+            timer = later(0.6, cable.unplug)
+            transport.run(["sleep", "77.125"], timeout_s=60)
+    timer.join()
+    refused(found)
+    assert "is left" in str(found.value)
+    assert server.left() == []
+    assert processes("sleep 77.125") == []
+
+
+def processes(text: str) -> list[str]:
+    """The processes with ``text`` in their command line, after waiting a moment for those that are just ending."""
+    end = time.monotonic() + 5
+    while True:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                if text in words and path.parent.name != str(os.getpid()):
+                    found.append(words)
+        if not found or time.monotonic() > end:
+            return found
+        time.sleep(0.05)
+
+
+def test_a_connection_that_says_nothing_counts_as_lost(server: Server, cable: Cable) -> None:
+    impatient = dataclasses.replace(QUICK, silence_s=0.5, connect_s=0.5, retries_s=(0.05,))
+    with pytest.raises(DeviceError, match="could not be made again") as found:  # noqa: SIM117
+        with client(server, port=cable.port, patience=impatient) as transport:
+            cable.stall()
+            _ = transport.python
+    refused(found)
+    cable.close()
+
+
+def test_a_refused_connection_and_an_unknown_name(server: Server) -> None:
+    with pytest.raises(DeviceError, match="cannot reach") as found, client(server, port=1):
+        pass
+    refused(found, "port 1", "Connection refused")
+    with pytest.raises(DeviceError, match="no machine named") as found, SSHTransport("ssh://me@nobody.invalid"):
+        pass
+    refused(found, "nobody.invalid")
+
+
+def test_a_server_that_speaks_no_ssh(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        impatient = dataclasses.replace(QUICK, connect_s=0.3)
+        with pytest.raises(DeviceError, match="cannot reach") as found:  # noqa: SIM117
+            with client(server, port=silent.getsockname()[1], patience=impatient):
+                pass
+    refused(found)
+
+
+# --------------------------------------------------------------------------------------------------------- commands
+
+
+def test_a_time_out_ends_everything_that_was_started(server: Server) -> None:
+    with client(server) as transport:
+        with pytest.raises(DeviceError, match=r"sh on .* did not end within 1 s") as found:
+            transport.run(["sh", "-c", "sleep 78.125 & sleep 78.125"], timeout_s=1)
+        assert processes("sleep 78.125") == []
+    refused(found)
+
+
+def test_what_a_command_leaves_running_ends_with_it(server: Server) -> None:
+    with client(server) as transport:
+        assert transport.run(["sh", "-c", "sleep 79.125 & echo done"], timeout_s=10).out == "done\n"
+        assert processes("sleep 79.125") == []
+
+
+def test_ctrl_c_ends_everything_and_removes_the_folder(server: Server) -> None:
+    main = threading.get_ident()
+    with pytest.raises(KeyboardInterrupt), client(server) as transport:
+        timer = later(0.6, lambda: signal.pthread_kill(main, signal.SIGINT))
+        transport.run(["sleep", "80.125"], timeout_s=60)
+    timer.join()
+    assert processes("sleep 80.125") == []
+
+
+@pytest.mark.parametrize("name", ["KILL", "SEGV", "TERM"])
+def test_a_command_ended_by_a_signal_says_so(name: str, server: Server) -> None:
+    with client(server) as transport:
+        assert transport.run(["sh", "-c", f"kill -{name} $$"], timeout_s=10).ended_by == f"SIG{name}"
+
+
+def test_a_command_that_is_ended_with_all_its_group_is_lost(server: Server) -> None:
+    with client(server) as transport:
+        with pytest.raises(DeviceError, match="was ended by the machine") as found:
+            transport.run(["sh", "-c", "kill -KILL 0"], timeout_s=10)
+        refused(found)
+
+
+def test_what_is_missing_is_named(server: Server, tmp_path: Path) -> None:
+    with client(server) as transport:
+        with pytest.raises(DeviceError, match=r"absent\.txt"):
+            transport.put(tmp_path / "absent.txt", "there.txt")
+        with pytest.raises(DeviceError, match=r"never\.txt"):
+            transport.get("never.txt", tmp_path / "back.txt")
+        with pytest.raises(DeviceError, match="cannot start no-such-program") as found:
+            transport.run(["no-such-program"], timeout_s=10)
+    refused(found)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up", "", ".run/1/pid"])
+def test_names_stay_inside_the_folder(name: str, server: Server, big: Path) -> None:
+    with client(server) as transport:
+        with pytest.raises(ValueError, match="not a name"):
+            transport.put(big, name)
+        with pytest.raises(ValueError, match="not a name"):
+            transport.get(name, big)
+
+
+def test_a_folder_that_vanishes_is_told(server: Server) -> None:
+    with client(server) as transport:
+        shutil.rmtree(transport.folder)
+        with pytest.raises(DeviceError, match="is gone") as found:
+            transport.run(["true"], timeout_s=10)
+    refused(found)

@@ -33,7 +33,7 @@ field() { cat "$lock/$1" 2>/dev/null; }
 born() { cut -d" " -f22 "/proc/$1/stat" 2>/dev/null; }
 alive() { kill -0 "$1" 2>/dev/null || [ -d "/proc/$1" ]; }
 clean() {
-  for f in "$1"/.run/*/pid; do [ -f "$f" ] && kill -KILL -- "-$(cat "$f")" 2>/dev/null; done
+  for f in "$1"/.run/*/pid; do [ -f "$f" ] && kill -KILL "-$(cat "$f")" 2>/dev/null; done
   n=0
   while [ -d "$1" ] && [ "$n" -lt 20 ]; do rm -rf "$1" 2>/dev/null || sleep 1; n=$((n+1)); done
 }
@@ -99,16 +99,17 @@ answer removed
 """
 
 # Runs as the leader of a process group of its own, which ends with it: nothing that was started outlives the command.
+# (There is no `--` before the group that is killed: dash takes it for a number.)
 # The sleeper ends a command whose time is long over, in case that nobody came back to do so.
 _INNER = """
 cd "$1" || exit
 state=$2 limit=$3; shift 3
 echo $$ > "$state/pid.new" && mv "$state/pid.new" "$state/pid"
-( sleep "$limit"; kill -KILL -- "-$$" ) &
+( sleep "$limit"; kill -KILL "-$$" ) &
 "$@" > "$state/out" 2> "$state/err" < /dev/null
 code=$?
 echo "$code" > "$state/code.new" && mv "$state/code.new" "$state/code"
-kill -KILL -- "-$$"
+kill -KILL "-$$"
 """
 
 _START = """
@@ -144,7 +145,7 @@ done
 
 _KILL = """
 pid=$(cat "$1/pid" 2>/dev/null)
-[ -n "$pid" ] && kill -KILL -- "-$pid" 2>/dev/null
+[ -n "$pid" ] && kill -KILL "-$pid" 2>/dev/null
 n=0
 while [ -n "$pid" ] && running "$pid" && [ "$n" -lt 20 ]; do
   sleep 0.1 2>/dev/null || sleep 1

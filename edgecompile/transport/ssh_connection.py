@@ -31,6 +31,7 @@ KEEPALIVE_S = 15
 CHUNK_BYTES = 256 * 1024
 _LONGEST_ANSWER = 64 * 1024
 _MOST_JUMPS = 8
+_FAREWELL_S = 5.0
 
 
 class Dropped(Exception):
@@ -108,7 +109,12 @@ class Connection:
             channel.exec_command(command)
             yield channel
         finally:
-            channel.close()
+            self._close(channel)
+
+    def _close(self, thing: paramiko.Channel | paramiko.SFTPFile) -> None:
+        """Close without a word when the connection is gone: the first fault, or Ctrl-C, is what shall be seen."""
+        with contextlib.suppress(Dropped, Refused), self.guard(_FAREWELL_S):
+            thing.close()
 
     def _no_answer(self, channel: paramiko.Channel, received: bytes) -> None:
         if not self.alive or not channel.exit_status_ready():
@@ -148,9 +154,10 @@ class Connection:
             for chunk in chunks:
                 with self.guard():
                     stream.write(chunk)
-        finally:
             with self.guard():
                 stream.close()
+        finally:
+            self._close(stream)
 
     def _append_by_shell(self, path: str, chunks: Iterator[bytes]) -> None:
         with self.guard():
@@ -168,7 +175,7 @@ class Connection:
                 said = channel.makefile_stderr("rb").read(4096)
                 status = channel.recv_exit_status()
         finally:
-            channel.close()
+            self._close(channel)
         if not self.alive:
             raise Dropped("the connection was closed")
         if status:
@@ -184,8 +191,8 @@ class Connection:
             return
         with self.guard():
             stream = files.open(path, "rb")
+            # No prefetch: its thread would die with a traceback on the terminal when the connection is lost.
             stream.seek(offset)
-            stream.prefetch(size)
         try:
             while offset < size:
                 with self.guard():
@@ -195,8 +202,7 @@ class Connection:
                 write(data)
                 offset += len(data)
         finally:
-            with contextlib.suppress(Dropped, Refused), self.guard():
-                stream.close()
+            self._close(stream)
 
     def _read_by_shell(self, path: str, offset: int, size: int, write: Callable[[bytes], object]) -> None:
         question = call(READ, path, offset + 1)
@@ -220,7 +226,7 @@ class Connection:
                     if not data:
                         self._no_answer(channel, b"")
         finally:
-            channel.close()
+            self._close(channel)
 
 
 @contextlib.contextmanager
@@ -232,7 +238,7 @@ def translated(alive: Callable[[], bool], *, time_out: Callable[[], bool] = lamb
         yield
     except (paramiko.SSHException, EOFError, ConnectionError, TimeoutError) as exc:
         raise Dropped("it did not answer in time" if time_out() else _reason(exc)) from exc
-    except OSError as exc:
+    except (paramiko.SFTPError, OSError) as exc:
         if alive():
             raise Refused(_reason(exc)) from exc
         raise Dropped("it did not answer in time" if time_out() else _reason(exc)) from exc
