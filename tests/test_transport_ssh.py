@@ -20,6 +20,7 @@ from edgecompile.transport import Transport, open_transport
 from edgecompile.transport.local import LocalTransport
 from edgecompile.transport.ssh import Patience, SSHTransport
 from edgecompile.transport.ssh_connection import Connection
+from edgecompile.types import file_sha256
 from tests.sshd import Cable, Server, serve
 
 QUICK = Patience(
@@ -335,3 +336,36 @@ def test_a_folder_that_vanishes_is_told(server: Server) -> None:
         with pytest.raises(DeviceError, match="is gone") as found:
             transport.run(["true"], timeout_s=10)
     refused(found)
+
+
+def test_a_broken_upload_that_was_left_there_is_not_trusted(server: Server, big: Path, tmp_path: Path) -> None:
+    digest = file_sha256(big)
+    with client(server) as transport:
+        part = Path(transport.folder) / f"there.part-{digest[:12]}"
+        part.write_bytes(b"something else that would be gone on with")
+        transport.put(big, "there")
+        assert file_sha256(Path(transport.folder) / "there") == digest
+        assert sorted(p.name for p in Path(transport.folder).iterdir()) == [".run", "there"]
+
+
+def test_a_second_ctrl_c_leaves_the_rest_to_the_machine(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> str | None:
+        raise KeyboardInterrupt
+
+    transport = client(server)
+    monkeypatch.setattr(transport, "_remove", interrupted)
+    with pytest.raises(KeyboardInterrupt), transport:
+        folder = Path(transport.folder)
+        transport.run(["true"], timeout_s=5)
+    assert folder.exists()
+    assert server.left() == [], "the machine removes it when nobody comes back"
+
+
+def test_ctrl_c_during_an_upload(server: Server, big: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(stream: object) -> Iterator[bytes]:
+        yield b"part"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("edgecompile.transport.ssh._chunks", interrupted)
+    with pytest.raises(KeyboardInterrupt), client(server) as transport:
+        transport.put(big, "there")

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from edgecompile import bench, lower
 from edgecompile.errors import DeviceError, InputError
 from edgecompile.transport import open_transport, ssh_keys
 from edgecompile.transport.ssh import SSHTransport
-from tests.sshd import Server, make_key, program, serve
+from edgecompile.types import Plan
+from tests.lowering import samples, small_net
+from tests.sshd import Cable, Server, make_key, program, serve
 from tests.test_transport_ssh import QUICK, at_home, client, refused, running, server
 
 __all__ = ["running", "server"]
@@ -390,3 +394,26 @@ def test_twenty_deployments_leave_nothing(server: Server, tmp_path: Path) -> Non
 def test_two_hundred_deployments_leave_nothing(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("content")
     deploy(server, tmp_path / "file", 200)
+
+
+# ------------------------------------------------------------------------------------------------------ a measurement
+
+
+def test_a_measurement_survives_a_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = small_net(tmp_path)
+    artifact = lower.RUNTIMES["onnxruntime"].lower(
+        model, Plan(runtime="onnxruntime", precision="fp32"), samples(model), tmp_path / "lowered"
+    )
+    options = bench.BenchOptions(warmup_s=0.02, min_runs=9, min_seconds=0.06, rounds=3)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with other(tmp_path, monkeypatch, PATH=path) as server:
+        cable = Cable(server.port)
+        server.knows(cable.port)
+        with client(server, port=cable.port) as transport:
+            timer = threading.Timer(1.5, cable.cut)
+            timer.start()
+            result = bench.measure([artifact], transport, options)
+            timer.join()
+        cable.close()
+    assert result.measurements[0].provenance == "measured"
+    assert result.measurements[0].runs >= 9
