@@ -12,9 +12,9 @@ import importlib.metadata
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -32,6 +32,9 @@ from edgecompile import (
     parity,
     profiles,
     search,
+    shrink,
+    tables,
+    techniques,
 )
 from edgecompile import model as models
 from edgecompile.errors import (
@@ -44,6 +47,7 @@ from edgecompile.errors import (
 )
 from edgecompile.progress import Progress
 from edgecompile.store import Store, register
+from edgecompile.tables.costs import cost_of
 from edgecompile.transport.local import LocalTransport
 from edgecompile.types import (
     Accuracy,
@@ -112,6 +116,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
         candidates = _add_latency(job, candidates)
         if reference is not None:
             candidates = _add_validation(job, candidates, reference)
+            candidates += _shrink(job, candidates, reference)
         choice = search.choose(candidates, job.budget)
         accuracy, original = _evaluate(job, choice.candidate)
         return _write_bundle(job, candidates, choice, accuracy, original)
@@ -497,6 +502,127 @@ def machine_id() -> str:
     except OSError:
         unique = ""
     return digest(platform.node(), platform.machine(), unique)
+
+
+# -------------------------------------------------------------------------------------------- smaller models
+
+#: Ways to run the model that smaller ones start from: the fastest few.
+_BASES = 3
+
+
+def _shrink(job: _Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
+    """Smaller models, where no file of the whole model keeps every limit."""
+    usable = [c for c in candidates if c.failure is None and c.measurement is not None]
+    if not job.request.prune or any(not search.violations(c, job.budget) for c in usable):
+        return []
+    whole = sorted(usable, key=lambda c: c.measurement.value_ms if c.measurement else 0.0)
+    if whole[0].measurement is None or whole[0].measurement.meets(job.budget.latency_ms):
+        return []  # fast enough: what is missed is accuracy or size of another kind
+    bases = {c.plan.label: c for c in whole if not c.plan.reduce_range}
+    try:
+        return _Shrinking(job=job, bases=dict([*bases.items()][:_BASES]), reference=reference).run()
+    except UnsupportedModelError as exc:
+        job.progress.warn(exc.message)
+        return []
+
+
+@dataclass(slots=True, kw_only=True)
+class _Shrinking:
+    """One search for smaller models: the ways to run them that it starts from, and what came of it."""
+
+    job: _Job
+    bases: dict[str, Candidate]
+    reference: evaluate.Reference
+    found: list[Candidate] = field(default_factory=list)
+    prospect: shrink.Prospect | None = None
+
+    def run(self) -> list[Candidate]:
+        job = self.job
+        tile = max(self._tile(c.plan) for c in self.bases.values())
+        prospect = self.prospect = shrink.explore(
+            job.model,
+            job.data.calibration,
+            macs=sum(cost.macs for cost in job.costs),
+            tile=tile,
+            seed=job.request.seed,
+            progress=job.progress,
+        )
+        bases = [self._base(prospect, name, c) for name, c in self.bases.items()]
+        if not shrink.search(bases, job.budget.latency_ms, self._attempt):
+            job.progress.note(
+                f"no smaller model was found for {job.budget.latency_ms:g} ms; "
+                f"about {shrink.reachable_ms(bases):.3g} ms looks reachable by pruning"
+            )
+        return self.found
+
+    def _tile(self, plan: Plan) -> int:
+        support = self.job.profile.runtime(plan.runtime)
+        return support.tile.of(plan.precision) if support is not None else 8
+
+    def _base(self, prospect: shrink.Prospect, name: str, candidate: Candidate) -> shrink.Base:
+        plan, measurement = candidate.plan, candidate.measurement
+        assert measurement is not None
+        with self.job.progress.stage(f"Time the operators of {name}"):
+            space = shrink.space(prospect, lambda keys: self._times(plan, keys), tile=self._tile(plan))
+        return shrink.Base(name=name, space=space, whole_ms=measurement.value_ms)
+
+    def _times(self, plan: Plan, keys: Sequence[tables.OperatorKey]) -> dict[tables.OperatorKey, float]:
+        job = self.job
+        if job.here:
+            return tables.measure(
+                keys,
+                runtime=plan.runtime,
+                precision=plan.precision,
+                threads=job.threads,
+                workdir=job.store.root / "operators",
+                cache=job.store,
+                fingerprint=machine_id(),
+            )
+        costs = job.profile.costs(plan.runtime, plan.precision)
+        assert costs is not None, "what is estimated has a cost table"
+        return {
+            key: estimate.operator_ms(cost_of(key), costs, threads=job.threads, tile=self._tile(plan)) for key in keys
+        }
+
+    def _attempt(self, name: str, counts: Mapping[str, int]) -> float | None:
+        """Make, convert and time one smaller model; its milliseconds, or ``None`` where there is no file."""
+        assert self.prospect is not None
+        plan = replace(self.bases[name].plan, steps=shrink.steps(self.prospect, counts))
+        candidate = _with_steps(self.job, plan, self.reference)
+        self.found.append(candidate)
+        return candidate.measurement.ci_high_ms if candidate.measurement is not None else None
+
+
+def _with_steps(job: _Job, plan: Plan, reference: evaluate.Reference) -> Candidate:
+    """The candidate of a plan that changes the model first."""
+    changed = _changed(job, plan)
+    candidate = _lower_one(changed, plan, execute.original(changed.model))
+    if candidate.failure is not None:
+        return candidate
+    (candidate,) = _add_latency(changed, [candidate])
+    (candidate,) = _add_validation(changed, [candidate], reference)
+    return candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Changed:
+    """What the steps of a plan made, as the work folder keeps it."""
+
+    model: Model
+
+
+def _changed(job: _Job, plan: Plan) -> _Job:
+    """The job with the model that the plan's steps make."""
+    key = digest("steps", job.model.sha256, plan.steps, job.data.digest, _versions())
+    kept = job.store.cached(
+        "model",
+        key,
+        _Changed,
+        lambda folder: _Changed(
+            model=techniques.apply(job.model, plan.steps, job.data.calibration, folder, job.progress)
+        ),
+    )
+    return replace(job, model=kept.model, costs=graph.operators(kept.model.path))
 
 
 # --------------------------------------------------------------------------------------------------- accuracy

@@ -173,6 +173,7 @@ class BuildRequest:
     min_runs: int = 50
     min_seconds: float = 3.0
     seed: int = 0
+    prune: bool = True
     model_license: str | None = None
     model_source: str | None = None
     force: bool = False
@@ -204,8 +205,10 @@ class Plan:
 
     @property
     def label(self) -> str:
-        """The short name people read, ``tflite-int8``."""
-        return f"{self.runtime}-{self.precision}" + ("-rr" if self.reduce_range else "")
+        """The short name people read, ``tflite-int8``; steps that change the model add theirs and four digits."""
+        changed = "".join(f"-{step.technique}" for step in self.steps)
+        mark = f"-{digest(self.steps)[:4]}" if self.steps else ""
+        return f"{self.runtime}-{self.precision}" + ("-rr" if self.reduce_range else "") + changed + mark
 
 
 # --------------------------------------------------------------------------------------------------- results
