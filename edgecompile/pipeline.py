@@ -191,6 +191,7 @@ def _load_data(request: BuildRequest, model: Model) -> calibration.CalibrationSe
         calibration_samples=request.calibration_samples,
         validation_samples=request.validation_samples,
         evaluation_samples=request.evaluation_samples,
+        training_samples=_FIT_SAMPLES if request.prune else 0,
     )
 
 
@@ -541,7 +542,7 @@ class _Shrinking:
         tile = max(self._tile(c.plan) for c in self.bases.values())
         prospect = self.prospect = shrink.explore(
             job.model,
-            job.data.calibration,
+            _fitting(job),
             macs=sum(cost.macs for cost in job.costs),
             tile=tile,
             seed=job.request.seed,
@@ -593,6 +594,15 @@ class _Shrinking:
         return candidate.measurement.ci_high_ms if candidate.measurement is not None else None
 
 
+#: Samples beyond those of the calibration that layers may be fitted on.
+_FIT_SAMPLES = 400
+
+
+def _fitting(job: _Job) -> list[Arrays]:
+    """The samples that smaller models are fitted on: none of those that choices or figures come from."""
+    return [*job.data.calibration, *job.data.training[:_FIT_SAMPLES]]
+
+
 def _with_steps(job: _Job, plan: Plan, reference: evaluate.Reference) -> Candidate:
     """The candidate of a plan that changes the model first."""
     changed = _changed(job, plan)
@@ -618,9 +628,7 @@ def _changed(job: _Job, plan: Plan) -> _Job:
         "model",
         key,
         _Changed,
-        lambda folder: _Changed(
-            model=techniques.apply(job.model, plan.steps, job.data.calibration, folder, job.progress)
-        ),
+        lambda folder: _Changed(model=techniques.apply(job.model, plan.steps, _fitting(job), folder, job.progress)),
     )
     return replace(job, model=kept.model, costs=graph.operators(kept.model.path))
 

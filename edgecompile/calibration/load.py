@@ -1,4 +1,4 @@
-"""`load`: from ``--data``, ``--eval``, ``--labels`` and a preset to three disjoint parts."""
+"""`load`: from ``--data``, ``--eval``, ``--labels`` and a preset to disjoint parts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ _SYNTHETIC_SAMPLES = 32
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CalibrationSet:
-    """Declared preprocessing and three disjoint parts of the data.
+    """Declared preprocessing and disjoint parts of the data.
 
-    Ranges come from ``calibration``, choices from ``validation``, reported figures from ``evaluation``. ``skipped``
-    counts unreadable samples; ``notes`` are for the user; ``digest`` is a hash of all content, labels and the seed.
+    Ranges come from ``calibration``, choices from ``validation``, reported figures from ``evaluation``; ``training`` is
+    what is left of ``--data``, as far as it was asked for, and may be empty. ``skipped`` counts unreadable samples;
+    ``notes`` are for the user; ``digest`` is a hash of all content, labels and the seed.
     """
 
     calibration: Samples
     validation: Samples
     evaluation: Samples
+    training: Samples
     preset: Preset | None
     preprocessing: Preprocessing | None
     class_names: tuple[str, ...] | None
@@ -51,9 +53,12 @@ def load(
     calibration_samples: int = 200,
     validation_samples: int = 1000,
     evaluation_samples: int | None = None,
+    training_samples: int | None = 0,
     input_layout: Layout | None = None,
 ) -> CalibrationSet:
     """Read the data and split it. Without data all parts are seeded random inputs, marked ``synthetic``.
+
+    ``training_samples`` are taken from what no other part needs (``None``: all of it).
 
     Raises `InputError` for data that is missing, empty, does not fit the inputs, or is unreadable to more than 5 %.
     """
@@ -75,7 +80,7 @@ def load(
             notes.append(f"only one of {main.origin} and {held.origin} has labels: their metrics differ")
         main, overlap = _without_overlap(main, held)
         notes += overlap
-    counts = (calibration_samples, validation_samples, evaluation_samples)
+    counts = (calibration_samples, validation_samples, evaluation_samples, training_samples)
     chosen = _split(main, held, counts, seed)
     parts, skipped, skip_notes = _readable(chosen)
     fallback = next((pool.class_names for pool, _ in chosen if pool.class_names), class_names)
@@ -84,6 +89,7 @@ def load(
         calibration=samples[0],
         validation=samples[1],
         evaluation=samples[2],
+        training=samples[3],
         preset=preset,
         preprocessing=prep,
         class_names=fallback,
@@ -120,6 +126,7 @@ def _synthetic(
         calibration=samples[:_SYNTHETIC_SAMPLES],
         validation=samples[_SYNTHETIC_SAMPLES : 2 * _SYNTHETIC_SAMPLES],
         evaluation=samples[2 * _SYNTHETIC_SAMPLES :],
+        training=samples[:0],
         preset=preset,
         preprocessing=prep,
         class_names=class_names,
@@ -201,9 +208,9 @@ def _without_overlap(main: Pool, held: Pool) -> tuple[Pool, list[str]]:
 
 
 def _split(
-    main: Pool, held: Pool | None, counts: tuple[int, int, int | None], seed: int
+    main: Pool, held: Pool | None, counts: tuple[int, int, int | None, int | None], seed: int
 ) -> list[tuple[Pool, tuple[int, ...]]]:
-    calibration, validation, evaluation = counts
+    calibration, validation, evaluation, training = counts
     rest = split.ordered_groups(main, seed)
     if held is None:
         held_back, rest = split.take(rest, len(split.flat(rest)) // 2)
@@ -212,10 +219,10 @@ def _split(
     if evaluation is not None:
         held_back, _ = split.take(held_back, evaluation)
     first, rest = split.take(rest, min(calibration, len(split.flat(rest)) // 2))
-    second, _ = split.take(rest, validation)
+    second, rest = split.take(rest, validation)
     parts = [(main, split.flat(first)), (main, split.flat(second)), (held or main, split.flat(held_back))]
     _refuse_too_few(main, held, tuple(indices for _, indices in parts))
-    return parts
+    return [*parts, (main, split.flat(rest)[:training])]
 
 
 def _refuse_too_few(main: Pool, held: Pool | None, parts: tuple[tuple[int, ...], ...]) -> None:
@@ -241,7 +248,7 @@ def _readable(
         kept.append((pool, tuple(i for i, reason in zip(indices, reasons, strict=True) if not reason)))
     total = sum(len(indices) for _, indices in chosen)
     shown = "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
-    if len(bad) > MAX_UNREADABLE * total or not all(indices for _, indices in kept):
+    if len(bad) > MAX_UNREADABLE * total or not all(indices for _, indices in kept[:3]):
         raise InputError(f"{len(bad)} of {total} samples cannot be used: {shown}", remedy="repair or remove them")
     return kept, len(bad), [f"{len(bad)} of {total} samples skipped: {shown}"] if bad else []
 
