@@ -202,6 +202,8 @@ class Cable:
                 continue
             self.connections += 1
             server = socket.create_connection(("127.0.0.1", self._to))
+            for one in (client, server):
+                one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with self._lock:
                 self._open += [client, server]
             up, down = self._cuts.pop(0) if self._cuts else (None, None)

@@ -328,6 +328,7 @@ def _way(
             remedy="check the name and the network, or give its IP address",
         ) from exc
     closers.callback(found.close)
+    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # small questions, each waiting for its answer
     return found
 
 
