@@ -585,7 +585,7 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     assert "1 of another shape: 0.weight (file [4, 3, 5, 5], model [4, 3, 3, 3])" in text
 
 
-def converted(path: Path) -> int:
+def converted(path: Path) -> list[str]:
     """What the child process does, without the second that starting it takes."""
     return weights.convert_in_child({"file": str(path), "name": str(path), "out": str(path.parent / "out.safetensors")})
 
@@ -622,6 +622,36 @@ def test_files_that_hold_no_weights(tmp_path: Path) -> None:
     refused("w.bin", "cannot be read", weights.read)
     refused("epoch.pt", "holds no weights")
     refused("object.pt", "torch.nn.modules.container.Sequential.*not only weights")
+
+
+def test_a_name_that_safetensors_keeps_for_itself_is_only_unexpected(tmp_path: Path) -> None:
+    torch.save({**net().state_dict(), "__metadata__": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="1 unexpected: __metadata__"):
+        weights.load(net(), tmp_path / "w.pt", what="nets:net")
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+def test_complex_weights_are_refused_without_a_warning(tmp_path: Path, dtype: torch.dtype) -> None:
+    state = net().state_dict()
+    state["0.weight"] = torch.zeros(4, 3, 3, 3, dtype=dtype)
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(InputError, match="complex") as caught:
+        weights.load(net(), tmp_path / "w.pt", what="nets:net")
+    assert "float32" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("name", ["W.PT", "W.SafeTensors"])
+def test_weights_with_an_upper_case_ending(tmp_path: Path, name: str) -> None:
+    from safetensors.torch import save_file
+
+    state = net().state_dict()
+    torch.save(state, tmp_path / name) if name == "W.PT" else save_file(state, tmp_path / name)
+    assert set(weights.read(tmp_path / name)) == set(state)
+
+
+def test_a_model_with_an_upper_case_ending(tmp_path: Path) -> None:
+    source = write(tmp_path / "MODEL.ONNX", [RELU])
+    assert model.load(str(source), tmp_path / "w").name == "MODEL"
 
 
 # ------------------------------------------------------------------------------------ torch.export, TorchScript

@@ -24,12 +24,20 @@ def load(module: Any, path: Path, *, what: str) -> None:
 
     Raises `InputError` if the file is missing, damaged or holds anything but weights, or if they do not fit.
     """
-    state = _without_prefixes(read(path), tuple(module.state_dict()))
+    own = module.state_dict()
+    state = _without_prefixes(read(path), tuple(own))
+    complex_ones = [k for k, v in state.items() if k in own and v.is_complex() and not own[k].is_complex()]
+    if complex_ones:
+        # torch would drop the imaginary parts with no more than a warning.
+        raise InputError(
+            f"the weights in {path} do not fit {what}: {len(complex_ones)} are complex numbers: {_first(complex_ones)}",
+            remedy="save the weights as real numbers, in float32",
+        )
     try:
         module.load_state_dict(state)
     except RuntimeError as exc:
         raise InputError(
-            f"the weights in {path} do not fit {what}: {_misfit(module.state_dict(), state) or exc}",
+            f"the weights in {path} do not fit {what}: {_misfit(own, state) or exc}",
             remedy="give the weights of this very architecture, or the factory that they were trained with",
         ) from exc
 
@@ -42,7 +50,7 @@ def read(path: Path) -> dict[str, Any]:
         raise InputError(f"no such file with weights: {path}", remedy="check --weights")
     if path.stat().st_size == 0:
         raise InputError(f"the file with weights {path} is empty", remedy="copy or download it again")
-    if path.suffix not in SUFFIXES:
+    if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"weights in {path} cannot be read", remedy=f"give a file that ends in {', '.join(SUFFIXES)}")
     try:
         from safetensors.torch import load_file
@@ -50,7 +58,7 @@ def read(path: Path) -> dict[str, Any]:
         raise MissingExtraError(exc.name or "safetensors", "build") from exc
     with tempfile.TemporaryDirectory(prefix="edgecompile-") as folder:
         plain = Path(folder) / "weights.safetensors"
-        sandbox.call(
+        names = sandbox.call(
             "edgecompile.model.weights:convert_in_child",
             {"file": str(path.resolve()), "name": str(path), "out": str(plain)},
             memory_bytes=sandbox.DEFAULT_MEMORY_BYTES,
@@ -59,27 +67,32 @@ def read(path: Path) -> dict[str, Any]:
         )
         # The child wrote this file: whatever the checkpoint was, it is plain numbers now. Cloned, since the
         # tensors of load_file lie in the file, which is about to go.
-        return {name: tensor.clone() for name, tensor in load_file(plain).items()}
+        tensors = load_file(plain)
+        return {name: tensors[str(number)].clone() for number, name in enumerate(names)}
 
 
 # ----------------------------------------------------------------------------------------------- in the child
 
 
-def convert_in_child(argument: dict[str, str]) -> int:
-    """Read any checkpoint and write its tensors, by name, as safetensors; returns how many there are."""
+def convert_in_child(argument: dict[str, str]) -> list[str]:
+    """Read any checkpoint and write its tensors, by number, as safetensors; returns their names.
+
+    By number, since a checkpoint may use names that safetensors keeps for itself, such as ``__metadata__``.
+    """
     from safetensors.torch import save_file
 
     file, name = Path(argument["file"]), argument["name"]
-    content = _safetensors(file, name) if file.suffix == ".safetensors" else _torch_file(file, name)
+    content = _safetensors(file, name) if file.suffix.lower() == ".safetensors" else _torch_file(file, name)
     tensors = _tensors(content)
     if not tensors:
         raise InputError(f"{name} holds no weights", remedy="give a file that holds a state dict")
     try:
         # Cloned: tied weights share memory, which safetensors refuses.
-        save_file({key: value.detach().contiguous().clone() for key, value in tensors.items()}, argument["out"])
+        plain = {str(i): tensor.detach().contiguous().clone() for i, tensor in enumerate(tensors.values())}
+        save_file(plain, argument["out"])
     except (RuntimeError, KeyError, ValueError, NotImplementedError) as exc:
         raise InputError(f"{name} holds tensors of an unusual kind: {exc}", remedy="save it in float32") from exc
-    return len(tensors)
+    return list(tensors)
 
 
 def _safetensors(file: Path, name: str) -> Any:
