@@ -448,27 +448,37 @@ def devices(content_dir: Path | None, as_json: bool, quiet: bool, verbose: int, 
 @cli.command()
 @click.argument("path")
 @click.option("--input-shape", type=Shape(), multiple=True, help="Where an ONNX file leaves it open.")
+@click.option("--time", "timed", is_flag=True, help="Measure what each operator of a .tflite costs on this machine.")
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads for --time.")
 @click.option("--json", "as_json", is_flag=True)
 @common
 def inspect(
     path: str,
     input_shape: tuple[tuple[str, tuple[int, ...]], ...],
+    timed: bool,
+    threads: int,
     as_json: bool,
     quiet: bool,
     verbose: int,
     debug: bool,
 ) -> int:
-    """Show what is in an .onnx, a .tflite or a bundle: inputs, outputs, parameters, MACs, operators, sizes."""
+    """Show what is in an .onnx, a .tflite or a bundle: inputs, outputs, parameters, MACs, operators, sizes.
+
+    --time adds the milliseconds of each operator of a .tflite, by the differences of its prefixes.
+    """
     from edgecompile import inspection, report
+    from edgecompile.operator_times import TimeOptions
     from edgecompile.types import to_builtins
 
     terminal = face(quiet, verbose, debug)
-    summary = inspection.inspect(Path(path), input_shapes=dict(input_shape))
+    time = TimeOptions(threads=threads) if timed else None
+    summary = inspection.inspect(Path(path), input_shapes=dict(input_shape), time=time, progress=terminal)
     if as_json:
         _print_json(to_builtins(summary))
     else:
         sheet = inspection.sheet(summary)
-        terminal.print(*report.inspection(sheet.title, sheet.facts, sheet.tensors, sheet.rows, sheet.heads))
+        shown = (sheet.title, sheet.facts, sheet.tensors, sheet.rows, sheet.heads, sheet.costliest, sheet.notes)
+        terminal.print(*report.inspection(*shown))
     return 0
 
 

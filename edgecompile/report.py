@@ -6,9 +6,9 @@ Colour and drawing follow rich's rules: none with ``NO_COLOR``, plain lines wher
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -29,6 +29,7 @@ from edgecompile.types import Accuracy, Measurement, Ratio, TensorSpec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.style import StyleType
 
     from edgecompile.profiles import DeviceProfile
 
@@ -40,8 +41,9 @@ class Face:
     """A `edgecompile.progress.Progress` on the terminal: one line a stage, with the time left where it is known."""
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.err = Console(stderr=True, highlight=False)
-        self.out = Console(highlight=False)
+        # Names come from foreign files: ``[/bold]`` and ``:smile:`` in them are only characters.
+        self.err = Console(stderr=True, highlight=False, markup=False, emoji=False)
+        self.out = Console(highlight=False, markup=False, emoji=False)
         self._quiet = quiet
 
     @contextmanager
@@ -49,7 +51,7 @@ class Face:
         if self._quiet:
             yield lambda steps: None
         elif not self.err.is_terminal:
-            self.err.print(f"{title} ...")
+            self.err.print(plain(f"{title} ..."))
             yield lambda steps: None
         else:
             with self._bar(total) as bar:
@@ -58,17 +60,17 @@ class Face:
                 bar.update(task, total=total or 1, completed=total or 1)
 
     def _bar(self, total: int | None) -> RichProgress:
-        columns = [SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:34}")]
+        columns = [SpinnerColumn(finished_text="[green]✓"), TextColumn("{task.description:34}", markup=False)]
         if total is not None:
             columns += [BarColumn(bar_width=16), MofNCompleteColumn(), TimeRemainingColumn(compact=True)]
         return RichProgress(*columns, TimeElapsedColumn(), console=self.err)
 
     def note(self, text: str) -> None:
         if not self._quiet:
-            self.err.print(Text(f"note: {text}", style="dim"))
+            self.err.print(plain(f"note: {text}", style="dim"))
 
     def warn(self, text: str) -> None:
-        self.err.print(Text.assemble(("warning: ", "yellow"), text))
+        self.err.print(Text.assemble(("warning: ", "yellow"), plain(text)))
 
     def print(self, *renderables: RenderableType) -> None:
         for renderable in renderables:
@@ -132,12 +134,29 @@ def count(value: int) -> str:
 # ---------------------------------------------------------------------------------------------------- tables
 
 
-def table(*columns: str, title: str | None = None, right: Sequence[str] = (), fixed: Sequence[str] = ()) -> Table:
+def plain(text: str, style: str = "") -> Text:
+    """Text that is shown as it is: no markup, and no character that would steer the terminal."""
+    shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+    return Text(shown, style=style)
+
+
+class PlainTable(Table):
+    """A table whose strings are text of others: never markup."""
+
+    def add_row(self, *cells: RenderableType | None, style: StyleType | None = None, end_section: bool = False) -> None:
+        """Add a row; see `rich.table.Table.add_row`."""
+        shown = (plain(cell) if isinstance(cell, str) else cell for cell in cells)
+        super().add_row(*shown, style=style, end_section=end_section)
+
+
+def table(*columns: str, title: str | None = None, right: Collection[str] = (), fixed: Collection[str] = ()) -> Table:
     """An empty table in the one style of the program; columns named in ``right`` are right-aligned."""
-    made = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    head = None if title is None else plain(title)
+    made = PlainTable(title=head, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in columns:
+        side: Literal["left", "right"] = "right" if name in right else "left"
         # Words may be folded; a name or a figure that is cut in two is of no use to anybody.
-        made.add_column(name, justify="right" if name in right else "left", overflow="fold", no_wrap=name in fixed)
+        made.add_column(plain(name), justify=side, overflow="fold", no_wrap=name in fixed)
     return made
 
 
@@ -302,15 +321,44 @@ def inspection(
     tensors: Sequence[tuple[str, TensorSpec]],
     operators: Sequence[tuple[str, ...]],
     operator_heads: tuple[str, ...],
+    costliest: Sequence[tuple[str, ...]] = (),
+    notes: Sequence[str] = (),
 ) -> list[RenderableType]:
-    """What is in a model file: totals, inputs and outputs, operators."""
+    """What is in a model file: totals, inputs and outputs, operators; where they were timed, the costliest."""
     made = table("", "name", "shape", "type", "quantization")
     for kind, spec in tensors:
         q = spec.quantization
         scale = f"{q.scale[0]:.5g}, zero point {q.zero_point[0]}" if q is not None and q.scale else "-"
         made.add_row(kind, spec.name, " x ".join(map(str, spec.shape)) or "scalar", spec.dtype, scale)
-    counts = table(*operator_heads, right=tuple(h for h in operator_heads if h != operator_heads[0]))
+    counts = table(*operator_heads, right=_FIGURES.intersection(operator_heads), fixed=(*_FIGURES, "output", "taken"))
     for row in operators:
-        counts.add_row(*row)
+        counts.add_row(*row, style="yellow" if "NO" in row else None)
     words = ", ".join(f"{value} {name}" for name, value in facts)
-    return [Text(title, style="bold"), Text(words), "", made, "", counts]
+    lines: list[RenderableType] = [plain(title, style="bold"), plain(words), "", made, "", counts]
+    if costliest:
+        lines += ["", Text("The costliest:", style="bold"), _costliest(costliest)]
+    if notes:
+        lines += ["", *(plain(note) for note in notes)]
+    return lines
+
+
+#: Heads of the columns with figures.
+_FIGURES = frozenset({"nodes", "count", "MACs", "XNNPACK takes", "#", "ms", "±", "%"})
+
+
+_KINDS_WIDTH, _NAME_WIDTH = 24, 26
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _costliest(rows: Sequence[tuple[str, ...]]) -> Table:
+    """Milliseconds, share, number, kind and tensor, in 80 columns."""
+    made = PlainTable(box=None, pad_edge=False, show_header=False)
+    for justify in ("right", "right", "left", "left"):
+        made.add_column(justify=justify, no_wrap=True)
+    made.add_column(style="dim", no_wrap=True)
+    for ms, share, number, kinds, name in rows:
+        made.add_row(f"{ms} ms", share, number, _shortened(kinds, _KINDS_WIDTH), _shortened(name, _NAME_WIDTH))
+    return made

@@ -17,7 +17,7 @@ LAYERS = (
     {"page"},
     {"report"},
     {"search", "bundle", "config", "shrink"},
-    {"tables", "allocation"},
+    {"tables", "allocation", "operator_times"},
     {"techniques", "lower", "parity", "estimate", "bench", "evaluate"},
     {"execute", "model", "graph", "profiles", "calibration", "transport", "tflite_file"},
     {"content", "sandbox", "store", "stats", "progress"},
