@@ -7,6 +7,7 @@ operator; the file itself is measured with them, and reported beside the sum.
 
 What this cannot see: a tensor that is an output cannot be worked on in place, nor can its maker be fused with its
 reader. Where that matters the maker looks dearer, and the reader cheaper, by the same amount.
+The first operator has what a call of the runtime costs by itself, below a microsecond here.
 """
 
 from __future__ import annotations
