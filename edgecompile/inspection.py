@@ -161,6 +161,7 @@ Figure = Callable[[float], str]
 _TIME_HEADS = ("#", "operator", "output", "taken", "ms", "±", "%", "share")
 _BAR_WIDTH = 8
 _COSTLIEST = 5
+_BUSY_CPUS = 0.25
 
 
 def _timed_sheet(plain: Sheet, summary: tflite_file.TfliteSummary, times: OperatorTimes) -> Sheet:
@@ -243,6 +244,11 @@ def _doubts(times: OperatorTimes, summary: tflite_file.TfliteSummary, figure: Fi
         f"The parts add up to {figure(times.sum_ms)} ms, {times.sum_ms / times.whole_ms:.2f} times the "
         f"whole file's {whole} ({threads}, {times.runtime}, {times.device}); nothing is scaled to fit."
     )
+    if times.other_cpus is not None and times.other_cpus > _BUSY_CPUS:
+        yield (
+            f"Other programs kept {times.other_cpus:.1f} CPUs busy while measuring: differences suffer most from that. "
+            "Measure again on a quiet machine."
+        )
     zeros = sum(part.ms < 0 and part.shown_ms == 0 for part in times.parts)
     hidden = sum(abs(part.ms) <= part.noise_ms for part in times.parts)
     noisy = f", {zeros} of them negative and shown as 0" if zeros else ""

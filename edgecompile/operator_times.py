@@ -90,7 +90,8 @@ class OperatorTimes:
     """What the parts of a file cost, in the order of the graph; every figure in milliseconds.
 
     ``whole_ms`` is the file itself; ``sum_ms`` adds up what is shown of the parts, so that it can be judged.
-    ``folded`` are operators on constants only, which count with the part that reads what they make.
+    ``folded`` are operators on constants only, which count with the part that reads what they make. ``other_cpus`` is
+    how many CPUs other programs kept busy while measuring, ``None`` where the machine does not tell.
     """
 
     threads: int
@@ -102,6 +103,7 @@ class OperatorTimes:
     parts: tuple[Part, ...]
     folded: tuple[int, ...]
     prefixes: int
+    other_cpus: float | None = None
 
 
 def measure(path: Path, summary: TfliteSummary, options: TimeOptions, progress: Progress) -> OperatorTimes:
@@ -163,6 +165,7 @@ class _Taken:
     runtime: str
     device: str
     prefixes: int
+    other_cpus: float | None
 
 
 def _spread(cuts: Sequence[int], count: int) -> tuple[int, ...]:
@@ -215,6 +218,7 @@ def _differences(cuts: Sequence[int], found: document.Document) -> _Taken:
         runtime=f"{found.models[0].package} {found.models[0].version}",
         device=found.environment.device,
         prefixes=len(cuts),
+        other_cpus=found.environment.other_cpus,
     )
 
 
@@ -277,6 +281,7 @@ def _result(
         parts=parts,
         folded=points.folded,
         prefixes=coarse.prefixes,
+        other_cpus=coarse.other_cpus,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def test_the_parts_add_up_to_the_whole_and_the_table_shows_each(file: Path) -> N
     sheet = inspection.sheet(found)
     assert [row[0] for row in sheet.rows] == [str(i) for i in range(len(times.parts))]
     assert len(sheet.costliest) == 5
+    busy = replace(found, times=replace(times, other_cpus=1.5))
+    assert "Other programs kept 1.5 CPUs busy" in " ".join(printed(busy).split())
     dearest = max(times.parts, key=lambda part: part.ms)
     assert sheet.costliest[0][2] == f"#{dearest.operators[0]}"
 
