@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from edgecompile import (
     __version__,
     bench,
@@ -62,6 +64,7 @@ from edgecompile.types import (
     Parity,
     Plan,
     RunFunction,
+    decode,
     digest,
     to_builtins,
 )
@@ -212,6 +215,8 @@ def _budget(request: BuildRequest, profile: profiles.DeviceProfile) -> Budget:
 
 def propose(job: _Job) -> tuple[Plan, ...]:
     """The plans worth trying on this device under the request's restrictions. Raises `InputError` when none is left."""
+    if job.request.plan is not None:
+        return (_replayed(job, job.request.plan),)
     combinations = [(r.name, p) for r in job.profile.runtimes for p in r.precisions]
     plans = search.propose(
         job.request,
@@ -227,6 +232,36 @@ def propose(job: _Job) -> tuple[Plan, ...]:
             remedy=f"it knows: {known}; widen --runtime and --precision",
         )
     return plans
+
+
+def _replayed(job: _Job, ref: str) -> Plan:
+    """The plan of a bundle, of one candidate in it (``BUNDLE:LABEL``), or of a plan's own file."""
+    path, _, label = (ref, "", "") if Path(ref).exists() else ref.rpartition(":")
+    if not path or not Path(path).exists():
+        raise InputError(f"no such plan: {ref}", remedy="give a bundle, BUNDLE:CANDIDATE, or a plan's .json file")
+    plan = _plan_file(Path(path)) if Path(path).is_file() else _bundled_plan(Path(path), label)
+    if (plan.precision == "int8" or plan.steps) and job.data.synthetic:
+        raise InputError(f"the plan of {ref} needs data", remedy="give the --data that it was made with")
+    return plan
+
+
+def _plan_file(path: Path) -> Plan:
+    try:
+        return decode(path.read_bytes(), Plan)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        raise InputError(
+            f"{path} is not a plan: {exc}", remedy="give a bundle, or the plan part of its manifest"
+        ) from exc
+
+
+def _bundled_plan(path: Path, label: str) -> Plan:
+    manifest = bundle.read(path).manifest
+    if not label:
+        return manifest.plan
+    by_label = {candidate.label: candidate.plan for candidate in manifest.candidates}
+    if label not in by_label:
+        raise InputError(f"{path} has no candidate {label!r}", remedy=f"it has: {', '.join(by_label)}")
+    return by_label[label]
 
 
 # ---------------------------------------------------------------------------------------------------- dry run
@@ -315,6 +350,9 @@ def _lower_all(job: _Job, plans: Sequence[Plan]) -> list[Candidate]:
 
 def _lower_one(job: _Job, plan: Plan, original: RunFunction) -> Candidate:
     try:
+        if plan.steps:
+            job = _changed(job, plan)
+            original = execute.original(job.model)
         for note in lower.RUNTIMES[plan.runtime].check(job.model, plan.precision):
             job.progress.note(f"{plan.label}: {note}")
         floating, gate = _float_artifact(job, plan, original)
@@ -450,7 +488,7 @@ def _add_latency(job: _Job, candidates: Sequence[Candidate]) -> list[Candidate]:
 
 def _estimated(job: _Job, plan: Plan) -> Measurement:
     return estimate.latency(
-        job.costs,
+        _changed(job, plan).costs if plan.steps else job.costs,
         job.profile,
         runtime=plan.runtime,
         precision=plan.precision,
@@ -509,16 +547,22 @@ def machine_id() -> str:
 
 #: Ways to run the model that smaller ones start from: the fastest few.
 _BASES = 3
+#: What a frontier aims at, as shares of the fastest file's latency.
+_FRONTIER = (0.9, 0.75, 0.6, 0.45)
+
+
+def _value_ms(candidate: Candidate) -> float:
+    return candidate.measurement.value_ms if candidate.measurement is not None else float("inf")
 
 
 def _shrink(job: _Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
     """Smaller models, where no file of the whole model keeps every limit."""
     usable = [c for c in candidates if c.failure is None and c.measurement is not None]
-    if not job.request.prune or any(not search.violations(c, job.budget) for c in usable):
+    if not usable or not job.request.prune or job.request.plan is not None:
         return []
-    whole = sorted(usable, key=lambda c: c.measurement.value_ms if c.measurement else 0.0)
-    if whole[0].measurement is None or whole[0].measurement.meets(job.budget.latency_ms):
-        return []  # fast enough: what is missed is accuracy or size of another kind
+    if not job.request.frontier and any(not search.violations(c, job.budget) for c in usable):
+        return []
+    whole = sorted(usable, key=_value_ms)
     bases = {c.plan.label: c for c in whole if not c.plan.reduce_range}
     try:
         return _Shrinking(job=job, bases=dict([*bases.items()][:_BASES]), reference=reference).run()
@@ -548,24 +592,35 @@ class _Shrinking:
             seed=job.request.seed,
             progress=job.progress,
         )
-        bases = [self._base(prospect, name, c) for name, c in self.bases.items()]
-        if not shrink.search(bases, job.budget.latency_ms, self._attempt):
-            job.progress.note(
-                f"no smaller model was found for {job.budget.latency_ms:g} ms; "
-                f"about {shrink.reachable_ms(bases):.3g} ms looks reachable by pruning"
-            )
+        aims = {name: self._aim(prospect, name, c) for name, c in self.bases.items()}
+        least = min(aim.reachable_ms() for aim in aims.values())
+        for budget_ms in self._budgets(min(aim.whole_ms for aim in aims.values())):
+            if not shrink.search(aims, budget_ms, self._attempt):
+                job.progress.note(
+                    f"no smaller model was found for {budget_ms:.3g} ms: pruning may reach about {least:.3g} ms"
+                )
         return self.found
+
+    def _budgets(self, fastest_ms: float) -> list[float]:
+        """What to aim at: the budget where it is not met yet, and for a frontier shares of the fastest file."""
+        budget_ms = self.job.budget.latency_ms
+        aims = [budget_ms] if budget_ms < fastest_ms else []
+        if self.job.request.frontier:
+            aims += [share * fastest_ms for share in _FRONTIER if share * fastest_ms < 0.95 * budget_ms]
+        return aims
 
     def _tile(self, plan: Plan) -> int:
         support = self.job.profile.runtime(plan.runtime)
         return support.tile.of(plan.precision) if support is not None else 8
 
-    def _base(self, prospect: shrink.Prospect, name: str, candidate: Candidate) -> shrink.Base:
+    def _aim(self, prospect: shrink.Prospect, name: str, candidate: Candidate) -> shrink.Aim:
         plan, measurement = candidate.plan, candidate.measurement
         assert measurement is not None
         with self.job.progress.stage(f"Time the operators of {name}"):
             space = shrink.space(prospect, lambda keys: self._times(plan, keys), tile=self._tile(plan))
-        return shrink.Base(name=name, space=space, whole_ms=measurement.value_ms)
+        aim = shrink.Aim(space=space)
+        aim.note(space.whole(), measurement.ci_high_ms)
+        return aim
 
     def _times(self, plan: Plan, keys: Sequence[tables.OperatorKey]) -> dict[tables.OperatorKey, float]:
         job = self.job
@@ -605,12 +660,11 @@ def _fitting(job: _Job) -> list[Arrays]:
 
 def _with_steps(job: _Job, plan: Plan, reference: evaluate.Reference) -> Candidate:
     """The candidate of a plan that changes the model first."""
-    changed = _changed(job, plan)
-    candidate = _lower_one(changed, plan, execute.original(changed.model))
+    candidate = _lower_one(job, plan, execute.original(job.model))
     if candidate.failure is not None:
         return candidate
-    (candidate,) = _add_latency(changed, [candidate])
-    (candidate,) = _add_validation(changed, [candidate], reference)
+    (candidate,) = _add_latency(job, [candidate])
+    (candidate,) = _add_validation(job, [candidate], reference)
     return candidate
 
 

@@ -146,8 +146,8 @@ class _Draft:
         return whole * factor
 
 
-#: Operators with more groups than this are timed one group at a time.
-_MOST_GROUPS = 2
+#: Operators whose groups have more combinations than this are timed one group at a time.
+_MOST_COMBINATIONS = 256
 
 
 def _drafts(prospect: Prospect, levels: Mapping[str, Sequence[int]]) -> list[_Draft]:
@@ -169,9 +169,15 @@ def _drafts(prospect: Prospect, levels: Mapping[str, Sequence[int]]) -> list[_Dr
             elif key.op_type in _BY_ELEMENTS:
                 moved, before = narrow[name], key
                 draft.shares[mine] = _moved(moved) / max(_moved(before), 1)
-            elif len(draft.groups) <= _MOST_GROUPS or sum(a != b for a, b in zip(mine, draft.whole, strict=True)) == 1:
+            elif _is_timed(draft.groups, mine, levels):
                 draft.keys[mine] = narrow[name]
     return drafts
+
+
+def _is_timed(groups: Sequence[str], counts: Sequence[int], levels: Mapping[str, Sequence[int]]) -> bool:
+    """Whether a combination is timed itself, and not put together of those in which one group alone changes."""
+    changed = sum(count != levels[group][-1] for group, count in zip(groups, counts, strict=True))
+    return changed <= 1 or math.prod(len(levels[group]) for group in groups) <= _MOST_COMBINATIONS
 
 
 def _moved(key: OperatorKey) -> int:
@@ -186,8 +192,7 @@ def _variants(drafts: Sequence[_Draft], levels: Mapping[str, Sequence[int]]) -> 
     wanted: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
     for groups in dict.fromkeys(draft.groups for draft in drafts):
         for counts in itertools.product(*(levels[group] for group in groups)):
-            changed = sum(count != levels[group][-1] for group, count in zip(groups, counts, strict=True))
-            if len(groups) <= _MOST_GROUPS or changed <= 1:
+            if _is_timed(groups, counts, levels):
                 wanted.append((groups, counts))
     whole = {name: counts[-1] for name, counts in levels.items()}
     variants: list[dict[str, int]] = [{}]
@@ -207,10 +212,9 @@ def _variants(drafts: Sequence[_Draft], levels: Mapping[str, Sequence[int]]) -> 
 
 @dataclass(slots=True, kw_only=True)
 class Aim:
-    """The way to one budget: what was predicted and observed so far, the whole net first."""
+    """One way to run the model: what smaller ones would take, set right by what was observed, the whole net first."""
 
     space: Space
-    budget_ms: float
     observed: list[tuple[float, float]] = field(default_factory=list)
     tried: list[dict[str, int]] = field(default_factory=list)
 
@@ -224,10 +228,15 @@ class Aim:
         slope, fixed = self._line()
         return fixed + slope * self.space.ms(counts)
 
-    def next(self) -> dict[str, int] | None:
-        """The counts to try next, or ``None`` when nothing new is left to try."""
+    @property
+    def whole_ms(self) -> float:
+        """What the whole net took."""
+        return self.observed[0][1]
+
+    def next(self, budget_ms: float) -> dict[str, int] | None:
+        """The counts to try next for a budget, or ``None`` when nothing new is left to try."""
         slope, fixed = self._line()
-        counts = allocation.solve(self.space, max(0.0, (_AIM * self.budget_ms - fixed) / slope))
+        counts = allocation.solve(self.space, max(0.0, (_AIM * budget_ms - fixed) / slope))
         return counts if counts is not None and counts not in self.tried else None
 
     def reachable_ms(self) -> float:
@@ -262,16 +271,7 @@ def steps(prospect: Prospect, counts: Mapping[str, int]) -> tuple[Step, ...]:
     return (pruning.step(narrower, samples=prospect.samples, method=prospect.method, seed=prospect.seed),)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Base:
-    """A way to run the whole model that a smaller one may start from: what it took, and what can be chosen from."""
-
-    name: str
-    space: Space
-    whole_ms: float
-
-
-#: Takes a base's name and counts, and gives the milliseconds of that whole model (``None`` where there is no file).
+#: Takes the name of a way to run the model and counts; gives the whole model's milliseconds, ``None`` without a file.
 Attempt: TypeAlias = Callable[[str, Mapping[str, int]], float | None]
 
 #: Whole models tried for one budget.
@@ -280,20 +280,17 @@ MOST_ATTEMPTS = 4
 _CLOSE = 0.9
 
 
-def search(bases: Sequence[Base], budget_ms: float, attempt: Attempt, *, most: int = MOST_ATTEMPTS) -> bool:
+def search(aims: dict[str, Aim], budget_ms: float, attempt: Attempt, *, most: int = MOST_ATTEMPTS) -> bool:
     """Try smaller models until one meets the budget closely; whether any met it.
 
-    Each time the base whose choice promises the least loss is tried, and its table set right by what is observed.
+    Each time that is tried which promises the least loss, and its table set right by what is observed. A way to run the
+    model of which no file can be made is taken out of ``aims``.
     """
-    aims = {base.name: Aim(space=base.space, budget_ms=budget_ms) for base in bases}
-    for base in bases:
-        aims[base.name].note(base.space.whole(), base.whole_ms)
-    met_loss = math.inf
+    least_loss = math.inf
     for _ in range(most):
-        open_choices = [(name, counts) for name, aim in aims.items() if (counts := aim.next()) is not None]
-        promising = [
-            (aims[n].space.total_loss(c), n, c) for n, c in open_choices if aims[n].space.total_loss(c) < met_loss
-        ]
+        choices = [(name, counts) for name, aim in aims.items() if (counts := aim.next(budget_ms)) is not None]
+        losses = [(aims[name].space.total_loss(counts), name, counts) for name, counts in choices]
+        promising = [choice for choice in losses if choice[0] < least_loss]
         if not promising:
             break
         loss, name, counts = min(promising, key=lambda item: item[:2])
@@ -303,17 +300,7 @@ def search(bases: Sequence[Base], budget_ms: float, attempt: Attempt, *, most: i
             continue
         aims[name].note(counts, observed)
         if observed <= budget_ms:
-            met_loss = min(met_loss, loss)
+            least_loss = min(least_loss, loss)
             if observed >= _CLOSE * budget_ms:
                 break
-    return met_loss < math.inf
-
-
-def reachable_ms(bases: Sequence[Base]) -> float:
-    """The least latency that any choice is expected to reach."""
-    found = []
-    for base in bases:
-        aim = Aim(space=base.space, budget_ms=0.0)
-        aim.note(base.space.whole(), base.whole_ms)
-        found.append(aim.reachable_ms())
-    return min(found, default=math.inf)
+    return least_loss < math.inf

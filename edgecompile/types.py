@@ -174,6 +174,8 @@ class BuildRequest:
     min_seconds: float = 3.0
     seed: int = 0
     prune: bool = True
+    frontier: bool = False
+    plan: str | None = None
     model_license: str | None = None
     model_source: str | None = None
     force: bool = False
