@@ -39,16 +39,18 @@ class NotDifferentiable(UnsupportedModelError):
         by_type: dict[str, list[str]] = {}
         for op_type, name in pairs:
             by_type.setdefault(op_type, []).append(name or "unnamed")
-        listed = [
-            f"{kind} ({', '.join(names[:_LISTED])}{f' and {len(names) - _LISTED} more' if len(names) > _LISTED else ''})"
-            for kind, names in sorted(by_type.items())
-        ]
+        listed = [f"{kind} ({_some(names)})" for kind, names in sorted(by_type.items())]
         super().__init__(
             f"the model cannot be trained, for torch does not compute: {', '.join(listed)}"
             + (f": {reason}" if reason else ""),
             remedy="replace these operators in the model, or leave out the techniques that train",
             operators=pairs,
         )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
 
 class Refused(Exception):
@@ -122,6 +124,29 @@ def batch_axis(call: Call, index: int = 0) -> tuple[int, int] | None:
     return differing[0], actual[differing[0]] // max(static[differing[0]], 1)
 
 
+def broadcast(call: Call) -> list[Any]:
+    """The inputs of an element-wise operator, fit for each other.
+
+    Where the batch is the outer part of a larger axis (windows of an image are), what is the same for all samples is
+    repeated along it; an axis of one row broadcasts by itself.
+    """
+    tensors = together(call.inputs)
+    for index, tensor in enumerate(call.inputs):
+        static = call.static_inputs[index]
+        if static is None or static == tensor.shape:
+            continue
+        axis, times = batch_axis(call, index) or (0, 1)
+        if static[axis] > 1:
+            tensors = [_repeated(t, axis - len(static), static[axis], times) for t in tensors]
+    return tensors
+
+
+def _repeated(tensor: Any, axis: int, size: int, times: int) -> Any:
+    if tensor.dim() < -axis or tensor.shape[axis] != size:
+        return tensor
+    return tensor.repeat([times if i - tensor.dim() == axis else 1 for i in range(tensor.dim())])
+
+
 def reshaped(call: Call, target: Shape | None) -> Shape:
     """``target``, an output shape of the file, for the batch that input 0 has.
 
@@ -152,6 +177,6 @@ def _product(sizes: Sequence[int]) -> int:
 
 
 __all__ = [
-    "BatchLost", "Call", "NotDifferentiable", "Operator", "Refused", "Shape", "batch_axis", "reshaped", "together",
-    "torch",
+    "BatchLost", "Call", "NotDifferentiable", "Operator", "Refused", "Shape",
+    "batch_axis", "broadcast", "reshaped", "together", "torch",
 ]  # fmt: skip

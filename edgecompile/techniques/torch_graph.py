@@ -171,7 +171,7 @@ class TorchGraph(_Base):  # type: ignore[misc]
         `InputError` for inputs that do not fit, and for unknown names in ``collect`` or ``gates``.
         """
         times = self._times(inputs)
-        unknown = {*collect, *gates} - self._made()
+        unknown = {*collect, *gates} - self._made() - (set(self._slots) - set(gates))
         if unknown:
             raise InputError(f"the graph has no tensor {', '.join(sorted(unknown))}")
         wanted = dict.fromkeys([*self._outputs, *collect])
@@ -181,7 +181,8 @@ class TorchGraph(_Base):  # type: ignore[misc]
         return {name: torch.cat([part[name] for part in parts]) for name in wanted}
 
     def _made(self) -> set[str]:
-        return {*self._inputs, *self._slots, *(name for step in self._steps for name in step.outputs)}
+        """The names of all tensors but the constants."""
+        return {*self._inputs, *(name for step in self._steps for name in step.outputs)}
 
     def _times(self, inputs: Mapping[str, Tensor]) -> int:
         """How many times the batch of the file there is."""
@@ -380,7 +381,7 @@ def from_onnx(model: onnx.ModelProto, *, batch_norm: bool = False) -> TorchGraph
 
 @cache
 def _module_class() -> Any:
-    """`TorchGraph` as a subclass of ``torch.nn.Module``: made here so that importing this file does not import torch."""
+    """`TorchGraph` as a ``torch.nn.Module``: made here so that importing this file does not import torch."""
     import torch
 
     return type("TorchGraph", (TorchGraph, torch.nn.Module), {"__module__": __name__, "__doc__": TorchGraph.__doc__})
@@ -394,15 +395,23 @@ def _steps(model: onnx.ModelProto, fixed: Mapping[str, Array], shapes: Mapping[s
             node=node,
             function=OPERATORS[node.op_type],
             inputs=tuple(node.input),
-            outputs=tuple(node.output),
+            outputs=_outputs(node),
             attributes={a.name: _attribute(a) for a in node.attribute},
             known=tuple(fixed.get(name) for name in node.input),
             static_inputs=tuple(shapes.get(name) for name in node.input),
-            static_outputs=tuple(shapes.get(name) for name in node.output),
+            static_outputs=tuple(shapes.get(name) for name in _outputs(node)),
             done_with=tuple({n for n in (*node.input, *node.output) if n and last[n] == index}),
         )
         for index, node in enumerate(nodes)
     ]
+
+
+def _outputs(node: onnx.NodeProto) -> tuple[str, ...]:
+    """The outputs, without those at the end that are left out."""
+    names = list(node.output)
+    while names and not names[-1]:
+        names.pop()
+    return tuple(names)
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:
@@ -485,9 +494,9 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     found: dict[str, Shape] = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for info in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         kind = info.type.tensor_type
-        if info.type.HasField("tensor_type") and kind.HasField("shape"):
-            if all(d.HasField("dim_value") for d in kind.shape.dim):
-                found[info.name] = tuple(d.dim_value for d in kind.shape.dim)
+        known = info.type.HasField("tensor_type") and kind.HasField("shape")
+        if known and all(d.HasField("dim_value") for d in kind.shape.dim):
+            found[info.name] = tuple(d.dim_value for d in kind.shape.dim)
     missing = [i.name for i in model.graph.input if i.name not in found]
     if missing:
         raise InputError(f"inputs have no fixed shape: {', '.join(missing)}", remedy="give one with --input-shape")
@@ -521,7 +530,7 @@ def _same(together: Tensor, alone: Sequence[Tensor]) -> bool:
     if not expected.is_floating_point():  # a choice between equals may fall either way
         return bool((together == expected).double().mean() > 0.9)
     bound = _SAME * max(float(expected.max() - expected.min()), 1e-6)
-    return torch.allclose(together, expected, rtol=0, atol=bound, equal_nan=True)
+    return bool(torch.allclose(together, expected, rtol=0, atol=bound, equal_nan=True))
 
 
 def _array(tensor: Tensor) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def _conv_transpose(call: Call) -> Any:
     )
     if symmetric:
         return convolve(x, weight, bias, strides, [a for a, _ in pads], extra, group, dilations)
-    # Torch cuts both sides alike: compute everything, then cut (or add rows that no input reaches, which hold the bias).
+    # Torch cuts both sides alike: compute everything, then cut, or add rows that no input reaches.
     y = _padded(convolve(x, weight, None, strides, 0, 0, group, dilations), [(0, e) for e in extra])
     y = _padded(y, [(-a, -b) for a, b in pads])
     return y if bias is None else y + bias.reshape(-1, *[1] * rank)
@@ -173,14 +174,24 @@ def _batch_normalization(call: Call) -> Any:
 
 
 def _layer_normalization(call: Call) -> Any:
-    if len(call.static_outputs) > 1:
-        raise Refused("its second output, the mean")
     x, scale, shift = call[0], call[1], call.get(2)
+    if len(call.static_outputs) > 1:
+        return _layer_normalization_parts(call)
     shape, epsilon = x.shape[call.attribute("axis", -1) :], call.attribute("epsilon", 1e-5)
     if scale.shape == shape and (shift is None or shift.shape == shape):
         return torch.nn.functional.layer_norm(x, shape, scale, shift, epsilon)
     y = torch.nn.functional.layer_norm(x, shape, None, None, epsilon) * scale
     return y if shift is None else y + shift
+
+
+def _layer_normalization_parts(call: Call) -> Any:
+    """With the mean and the inverse of the deviation as outputs of their own."""
+    x, shift = call[0], call.get(2)
+    axes = tuple(range(call.attribute("axis", -1) % x.dim(), x.dim()))
+    mean = x.mean(dim=axes, keepdim=True)
+    inverse = torch.rsqrt((x - mean).square().mean(dim=axes, keepdim=True) + call.attribute("epsilon", 1e-5))
+    y = (x - mean) * inverse * call[1]
+    return (y if shift is None else y + shift, mean, inverse)[: len(call.static_outputs)]
 
 
 def _rms_normalization(call: Call) -> Any:
@@ -244,7 +255,7 @@ def _coordinates(mode: str, size: int, new: int, scale: float) -> Array:
 
 
 def _nearest(where: Array, rounding: str) -> Array:
-    rounds = {
+    rounds: dict[str, Callable[[Array], Any]] = {
         "round_prefer_floor": lambda x: np.ceil(x - 0.5),
         "round_prefer_ceil": lambda x: np.floor(x + 0.5),
         "floor": np.floor,
@@ -288,13 +299,42 @@ def _resize(call: Call) -> Any:
     axes = [axis % x.dim() for axis in call.attribute("axes", range(x.dim()))]
     scales, sizes = call.values(2), call.values(3)
     static = call.static_inputs[0] or tuple(x.shape)
+    jobs = {}
     for i, axis in enumerate(axes):
         size = static[axis]
         new = sizes[i] if sizes else math.floor(size * scales[i] + 1e-6) if scales else size
         scale = scales[i] if scales else new / size
         if new != size or scale != 1.0:
-            x = _resize_axis(call, x, axis, new, scale)
+            jobs[axis] = (size, new, scale)
+    native = _resize_natively(call, jobs)
+    if native is not None:
+        return native
+    for axis, (_, new, scale) in jobs.items():
+        x = _resize_axis(call, x, axis, new, scale)
     return x
+
+
+def _resize_natively(call: Call, jobs: Mapping[int, tuple[int, int, float]]) -> Any:
+    """By torch's own function, which is faster, where it computes the same; None elsewhere."""
+    x, mode = call[0], call.attribute("mode", "nearest")
+    how = call.attribute("coordinate_transformation_mode", "half_pixel")
+    names = {3: "linear", 4: "bilinear", 5: "trilinear"}
+    if not jobs or min(jobs) < 2 or x.dim() not in names or x.dtype not in (torch.float32, torch.float16):
+        return None
+    if any(abs(scale * size - new) > 1e-6 for size, new, scale in jobs.values()):
+        return None
+    shape = [jobs[axis][1] if axis in jobs else x.shape[axis] for axis in range(2, x.dim())]
+    if mode == "nearest":
+        same = all(_same_rows(call, size, new, scale) for size, new, scale in jobs.values())
+        return torch.nn.functional.interpolate(x, shape, mode="nearest") if same else None
+    halves = how == "half_pixel" or (how == "pytorch_half_pixel" and min(new for _, new, _ in jobs.values()) > 1)
+    if mode != "linear" or not (halves or how == "align_corners"):
+        return None
+    return torch.nn.functional.interpolate(x, shape, mode=names[x.dim()], align_corners=not halves)
+
+
+def _same_rows(call: Call, size: int, new: int, scale: float) -> bool:
+    return bool((_taps(call, size, new, scale)[0][:, 0] == np.arange(new) * size // new).all())
 
 
 def _resize_axis(call: Call, x: Any, axis: int, new: int, scale: float) -> Any:

@@ -7,7 +7,7 @@ from functools import reduce
 from typing import Any
 
 from edgecompile.techniques import torch_layers, torch_shapes
-from edgecompile.techniques.torch_call import Call, NotDifferentiable, Operator, Refused, together, torch
+from edgecompile.techniques.torch_call import Call, NotDifferentiable, Operator, Refused, broadcast, torch
 
 
 def _method(name: str) -> Operator:
@@ -23,12 +23,12 @@ def _functional(name: str, **defaults: Any) -> Operator:
 
 
 def _binary(function: Callable[[Any, Any], Any]) -> Operator:
-    return lambda call: function(*together(call.inputs))
+    return lambda call: function(*broadcast(call))
 
 
 def _folded(function: Callable[[Any, Any], Any]) -> Operator:
     """An operator of any number of inputs, two at a time."""
-    return lambda call: reduce(function, together(call.inputs))
+    return lambda call: reduce(function, broadcast(call))
 
 
 def _div(a: Any, b: Any) -> Any:
@@ -39,11 +39,11 @@ def _pow(call: Call) -> Any:
     exponent = call.known[1]
     if exponent is not None and exponent.size == 1 and call[0].is_floating_point():
         return call[0] ** exponent.item()  # a plain number, whose power torch computes and derives faster
-    return torch.pow(*together(call.inputs)).to(call[0].dtype)
+    return torch.pow(*broadcast(call)).to(call[0].dtype)
 
 
 def _mod(call: Call) -> Any:
-    a, b = together(call.inputs)
+    a, b = broadcast(call)
     return torch.fmod(a, b) if call.attribute("fmod", 0) else torch.remainder(a, b)
 
 
@@ -246,7 +246,7 @@ OPERATORS: dict[str, Operator] = {
     "Swish": _swish,
     "Tanh": _method("tanh"),
     "ThresholdedRelu": _thresholded_relu,
-    "Where": lambda call: torch.where(*together(call.inputs)),
+    "Where": lambda call: torch.where(*broadcast(call)),
     "Xor": _binary(lambda a, b: a ^ b),
 }
 

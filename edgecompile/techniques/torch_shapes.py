@@ -68,11 +68,11 @@ def _transpose(call: Call) -> Any:
 
 
 def _expand(call: Call) -> Any:
-    x, target = call[0], call.values(1) or []
-    shape = list(torch.broadcast_shapes(_file_shape(call), tuple(target)))
-    found = batch_axis(call)
-    if found is not None:
-        shape[len(shape) - x.dim() + found[0]] *= found[1]
+    x, target, found = call[0], tuple(call.values(1) or []), batch_axis(call)
+    if found is None:
+        return x.expand(torch.broadcast_shapes(tuple(x.shape), target))
+    shape = list(call.static_outputs[0] or torch.broadcast_shapes(_file_shape(call), target))
+    shape[len(shape) - x.dim() + found[0]] *= found[1]
     return x.expand(shape)
 
 
@@ -157,12 +157,17 @@ def _pad(call: Call) -> Any:
 
 def _gather(call: Call) -> Any:
     x, axis = call[0], call.attribute("axis", 0) % call[0].dim()
-    if call.known[1] is not None and call.known[1].ndim == 0:
+    if call.known[1] is not None and call.known[1].ndim == 0 and (batch_axis(call) or (-1,))[0] != axis:
         return x.select(axis, int(call.known[1]))
     x, index = together([x, call[1].to(torch.int64)])
-    index = torch.where(index < 0, index + x.shape[axis], index)
+    grown = batch_axis(call)
+    size = x.shape[axis]
+    if grown is not None and grown[0] == axis:  # each sample's rows lie behind those of the one before
+        size //= grown[1]
+        index = torch.cat([torch.where(index < 0, index + size, index) + i * size for i in range(grown[1])])
+    index = torch.where(index < 0, index + size, index)
     chosen = x.index_select(axis, index.reshape(-1))
-    return chosen.reshape(*x.shape[:axis], *index.shape, *x.shape[axis + 1 :])
+    return chosen.reshape((*x.shape[:axis], *index.shape, *x.shape[axis + 1 :]))
 
 
 def _gather_elements(call: Call) -> Any:
