@@ -9,12 +9,13 @@ from typing import TypeAlias
 
 from edgecompile.errors import InputError
 from edgecompile.progress import Progress, Silent
-from edgecompile.techniques import pruning
+from edgecompile.techniques import distill, pruning
 from edgecompile.types import Arrays, Model, Step
 
-Technique: TypeAlias = Callable[[Model, Step, Sequence[Arrays], Path, Progress], Model]
+Technique: TypeAlias = Callable[[Model, Model, Step, Sequence[Arrays], Path, Progress], Model]
 
-TECHNIQUES: dict[str, Technique] = {"prune": pruning.apply}
+#: Each takes the original, the model so far, its step, samples, a folder, and who watches.
+TECHNIQUES: dict[str, Technique] = {"prune": pruning.apply, "distill": distill.apply}
 
 
 def apply(
@@ -24,12 +25,13 @@ def apply(
 
     ``samples`` are calibration samples in the model's layout. Raises `InputError` for an unknown technique or option.
     """
+    original = model
     for number, step in enumerate(steps):
         if step.technique not in TECHNIQUES:
             raise InputError(f"there is no technique {step.technique!r}", remedy=f"known: {', '.join(TECHNIQUES)}")
         folder = workdir / f"{number}-{step.technique}"
         folder.mkdir(parents=True, exist_ok=True)
-        model = TECHNIQUES[step.technique](model, step, samples, folder, progress or Silent())
+        model = TECHNIQUES[step.technique](original, model, step, samples, folder, progress or Silent())
     return model
 
 

@@ -59,7 +59,9 @@ def counts_of(pruning: Step) -> dict[str, int]:
     return found
 
 
-def apply(model: Model, pruning: Step, samples: Sequence[Arrays], workdir: Path, progress: Progress) -> Model:
+def apply(
+    original: Model, model: Model, pruning: Step, samples: Sequence[Arrays], workdir: Path, progress: Progress
+) -> Model:
     """See the module. Raises `UnsupportedModelError` for a model without channels that can go, `InputError` for a step
     that does not fit the model or names an unknown option."""
     options = dict(pruning.options)
