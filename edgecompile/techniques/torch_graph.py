@@ -178,7 +178,7 @@ class TorchGraph(_Base):  # type: ignore[misc]
         if self.batched or times == 1:
             return self._run(inputs, wanted, gates)
         parts = [self._run(self._part(inputs, i, times), wanted, self._part(gates, i, times)) for i in range(times)]
-        return {name: torch.cat([part[name] for part in parts]) for name in wanted}
+        return {name: _joined([part[name] for part in parts]) for name in wanted}
 
     def _made(self) -> set[str]:
         """The names of all tensors but the constants."""
@@ -522,9 +522,14 @@ def _noise(element_type: int, shape: Shape, generator: Any) -> Tensor:
     return torch.from_numpy((values * 2).numpy().astype(dtype) if dtype.kind != "f" else values.numpy().astype(dtype))
 
 
+def _joined(samples: Sequence[Tensor]) -> Tensor:
+    """One behind the other; numbers without an axis get one."""
+    return torch.cat(list(samples)) if samples[0].dim() else torch.stack(list(samples))
+
+
 def _same(together: Tensor, alone: Sequence[Tensor]) -> bool:
     """Whether a batch's output holds the outputs of its samples."""
-    expected = torch.cat(list(alone)) if alone[0].dim() else torch.stack(list(alone))
+    expected = _joined(alone)
     if together.shape != expected.shape:
         return False
     if not expected.is_floating_point():  # a choice between equals may fall either way

@@ -237,10 +237,10 @@ def _range(call: Call) -> Any:
 
 
 def _top_k(call: Call) -> Any:
-    chosen = call[0].topk(
-        call.value(1), call.attribute("axis", -1), bool(call.attribute("largest", 1)), bool(call.attribute("sorted", 1))
-    )
-    return (chosen.values, chosen.indices)
+    """By a stable sort: of equals, ONNX takes the first."""
+    axis = call.attribute("axis", -1)
+    values, rows = call[0].sort(dim=axis, descending=bool(call.attribute("largest", 1)), stable=True)
+    return (values.narrow(axis, 0, call.value(1)), rows.narrow(axis, 0, call.value(1)))
 
 
 def _einsum(call: Call) -> Any:

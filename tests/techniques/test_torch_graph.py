@@ -282,6 +282,22 @@ def test_samples_that_an_operator_mixes_up_are_computed_one_by_one() -> None:
     assert torch.allclose(whole["h"], graph(_batch(samples), collect=["h"])["h"] * gate)
 
 
+def test_numbers_without_a_batch_axis_get_one() -> None:
+    model = _graph([helper.make_node("ReduceSum", ["x"], ["y"], keepdims=0)], [1, 4], [])
+    graph, samples = from_onnx(model), _samples(model, 3)
+    assert not graph.batched
+    found = graph(_batch(samples))["y"]
+    assert torch.allclose(found, torch.tensor([float(sample["x"].sum()) for sample in samples]))
+
+
+def test_of_equals_the_first_is_the_largest() -> None:
+    nodes = [helper.make_node("TopK", ["x", "k"], ["y", "i"]), helper.make_node("ArgMax", ["x"], ["m"], axis=1)]
+    model = _graph(nodes, [1, 5], [1, 3], {"k": np.asarray([3])})
+    found = from_onnx(model)({"x": torch.tensor([[0.0, 2.0, 0.0, 2.0, 0.0]])}, collect=["i", "m"])
+    assert found["i"].tolist() == [[1, 3, 0]]
+    assert found["m"].tolist() == [[1]]
+
+
 def test_windows_of_an_image_follow_the_batch() -> None:
     """The batch is the outer part of an axis of windows; a bias for each window is the same for all samples."""
     weights = {
