@@ -142,6 +142,16 @@ def build_options(command: F) -> F:
             help="Remove channels where no file of the whole model meets the budget.",
         ),
         click.option("--frontier", is_flag=True, help="Try smaller models for tighter budgets, too, and show them."),
+        click.option(
+            "--train", is_flag=True, help="Distil the smaller model from the original on what is left of --data."
+        ),
+        click.option(
+            "--time-limit",
+            type=click.FloatRange(min=0, min_open=True),
+            default=30.0,
+            show_default=True,
+            help="Minutes that training may take.",
+        ),
         click.option("--plan", help="Replay a plan: a bundle, BUNDLE:CANDIDATE, or a plan's .json file."),
         click.option("--model-license", help="The model's licence, for the manifest."),
         click.option("--model-source", help="Where the model comes from, for the manifest."),
@@ -357,6 +367,8 @@ def _request(
         seed=value["seed"],
         prune=value["prune"],
         frontier=value["frontier"],
+        train=value["train"],
+        time_limit_min=value["time_limit"],
         plan=value["plan"],
         model_license=value["model_license"],
         model_source=value["model_source"],

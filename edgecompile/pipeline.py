@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import msgspec
 
@@ -50,6 +50,7 @@ from edgecompile.errors import (
 from edgecompile.progress import Progress
 from edgecompile.store import Store, register
 from edgecompile.tables.costs import cost_of
+from edgecompile.techniques import distill
 from edgecompile.transport.local import LocalTransport
 from edgecompile.types import (
     Accuracy,
@@ -194,7 +195,7 @@ def _load_data(request: BuildRequest, model: Model) -> calibration.CalibrationSe
         calibration_samples=request.calibration_samples,
         validation_samples=request.validation_samples,
         evaluation_samples=request.evaluation_samples,
-        training_samples=_FIT_SAMPLES if request.prune else 0,
+        training_samples=None if request.train else _FIT_SAMPLES if request.prune else 0,
     )
 
 
@@ -551,6 +552,18 @@ _BASES = 3
 _FRONTIER = (0.9, 0.75, 0.6, 0.45)
 
 
+#: The share of the time limit that is for training steps; looking at held-back samples takes some, too.
+_TRAINING_SHARE = 0.9
+_RATE = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Steps:
+    """How many training steps fit in the time limit, as they were counted once: a plan holds counts, never seconds."""
+
+    count: int
+
+
 def _value_ms(candidate: Candidate) -> float:
     return candidate.measurement.value_ms if candidate.measurement is not None else float("inf")
 
@@ -599,7 +612,29 @@ class _Shrinking:
                 job.progress.note(
                     f"no smaller model was found for {budget_ms:.3g} ms: pruning may reach about {least:.3g} ms"
                 )
+        if job.request.train:
+            self._train()
         return self.found
+
+    def _train(self) -> None:
+        """Distil the best of what was found: latency does not depend on the weights, so nothing else is worth it."""
+        usable = [c for c in self.found if c.failure is None]
+        if not usable:
+            return
+        best = search.choose(usable, self.job.budget).candidate
+        job, plan = self.job, best.plan
+        student, samples = _changed(job, plan).model, _fitting(job)
+        count = distill.sample_count(job.model, len(samples))
+        one = distill.step(steps=1, samples=count, seed=job.request.seed)
+        key = digest("training", job.model.sha256, student.sha256, one, job.request.time_limit_min, _versions())
+
+        def make(_: Path) -> _Steps:
+            seconds = distill.seconds_a_step(job.model, student, samples, one)
+            return _Steps(count=max(1, round(_TRAINING_SHARE * 60 * job.request.time_limit_min / seconds)))
+
+        steps = job.store.cached("training", key, _Steps, make).count
+        trained = distill.step(steps=steps, samples=count, rate=_RATE, seed=job.request.seed)
+        self.found.append(_with_steps(job, replace(plan, steps=(*plan.steps, trained)), self.reference))
 
     def _budgets(self, fastest_ms: float) -> list[float]:
         """What to aim at: the budget where it is not met yet, and for a frontier shares of the fastest file."""
@@ -653,9 +688,31 @@ class _Shrinking:
 _FIT_SAMPLES = 400
 
 
-def _fitting(job: _Job) -> list[Arrays]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Joined(Sequence[Arrays]):
+    """Two parts of the data one behind the other, read when they are asked for."""
+
+    first: Sequence[Arrays]
+    second: Sequence[Arrays]
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @overload
+    def __getitem__(self, index: int) -> Arrays: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Arrays]: ...
+
+    def __getitem__(self, index: int | slice) -> Arrays | list[Arrays]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.first[index] if index < len(self.first) else self.second[index - len(self.first)]
+
+
+def _fitting(job: _Job) -> Sequence[Arrays]:
     """The samples that smaller models are fitted on: none of those that choices or figures come from."""
-    return [*job.data.calibration, *job.data.training[:_FIT_SAMPLES]]
+    return _Joined(first=job.data.calibration, second=job.data.training)
 
 
 def _with_steps(job: _Job, plan: Plan, reference: evaluate.Reference) -> Candidate:

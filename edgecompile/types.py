@@ -175,6 +175,8 @@ class BuildRequest:
     seed: int = 0
     prune: bool = True
     frontier: bool = False
+    train: bool = False
+    time_limit_min: float = 30.0
     plan: str | None = None
     model_license: str | None = None
     model_source: str | None = None

@@ -14,7 +14,7 @@ Options: ``steps``, ``batch``, ``rate``, ``samples`` (how many), ``loss`` (``kl`
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,7 @@ _LOSSES = ("kl", "dist")
 #: Samples that the best point is chosen on, and how often it is looked at.
 _HELD, _MOST_HELD, _CHECKS = 0.1, 500, 12
 _WARM_UP = 0.05
+_SETTLING = 16
 _MOMENTUM, _DECAY = 0.9, 1e-4
 _CLIP = 5.0
 
@@ -109,6 +110,36 @@ def apply(
     return written(model, student.to_onnx(), workdir, note=f"distilled: its loss fell from {before:.3g} to {after:.3g}")
 
 
+#: What the samples of one training may take in memory.
+_MEMORY_BYTES = 1 << 30
+
+
+def sample_count(model: Model, available: int) -> int:
+    """How many samples a training on ``model`` takes: all, as far as they fit in memory."""
+    each = sum(math.prod(spec.shape) * np.dtype(spec.dtype).itemsize for spec in model.inputs)
+    return min(available, max(4, _MEMORY_BYTES // max(each, 1)))
+
+
+def seconds_a_step(original: Model, model: Model, samples: Sequence[Arrays], distillation: Step) -> float:
+    """What one training step takes on this machine: the median of a few, after one that is not counted."""
+    import statistics
+    import time
+
+    import onnx
+
+    from edgecompile.techniques.torch_graph import from_onnx
+
+    options = _Options.of(distillation)
+    some = [samples[i] for i in range(min(len(samples), 2 * options.batch))]
+    training = _Training(
+        teacher=from_onnx(onnx.load(str(original.path))),
+        student=from_onnx(onnx.load(str(model.path)), batch_norm=True),
+        stacks=_stacked(model, some),
+        options=options,
+    )
+    return statistics.median(training.timed(time.perf_counter, 5)[1:])
+
+
 def _stacked(model: Model, samples: Sequence[Arrays]) -> dict[str, Tensor]:
     """All samples of each input in one tensor, the batch axis first."""
     import torch
@@ -149,12 +180,29 @@ class _Training:
             self._step(train, optimizer, weights, generator)
             advance(1)
             if (number + 1) % every == 0 or number + 1 == options.steps:
+                self._settle(train)
                 found = self._held_loss(held)
                 if found < best:
                     best, kept = found, self._state()
         self.student.load_state_dict(kept)
         self.student.eval()
         return before, best
+
+    def timed(self, clock: Callable[[], float], count: int) -> list[float]:
+        """The seconds of so many steps."""
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        train = torch.arange(len(next(iter(self.stacks.values()))))
+        self.student.calibrate(self._batches(train))
+        weights = [p for p in self.student.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(weights, lr=1e-6)
+        times = []
+        for _ in range(count):
+            start = clock()
+            self._step(train, optimizer, weights, generator)
+            times.append(clock() - start)
+        return times
 
     def _step(self, train: Tensor, optimizer: Any, weights: Sequence[Tensor], generator: Any) -> None:
         import torch
@@ -173,6 +221,21 @@ class _Training:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, _CLIP)
         optimizer.step()
+
+    def _settle(self, train: Tensor) -> None:
+        """Take the norms' statistics anew, on samples as they are: those of mixed ones are narrower."""
+        import torch
+
+        norms = [*self.student.virtual_norms.values()]
+        usual = [norm.momentum for norm in norms]
+        self.student.train()
+        with torch.no_grad():
+            for number, batch in enumerate(self._batches(train[: _SETTLING * self.options.batch]), start=1):
+                for norm in norms:
+                    norm.momentum = 1 / number  # so that all batches count alike
+                self.student(batch)
+        for norm, momentum in zip(norms, usual, strict=True):
+            norm.momentum = momentum
 
     def _state(self) -> dict[str, Tensor]:
         return {name: value.detach().clone() for name, value in self.student.state_dict().items()}

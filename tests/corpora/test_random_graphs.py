@@ -5,6 +5,8 @@ The smallest failing graph that hypothesis finds lies in the temporary folder as
 
 from __future__ import annotations
 
+import itertools
+import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -62,12 +64,12 @@ def _fault(model: onnx.ModelProto, inputs: Values, layout: Literal["nhwc", "nchw
     return f"output {output} is off by {difference:.1e} of its range"
 
 
-def _hold_against_onnx_runtime(examples: int, *, derandomize: bool) -> None:
+def _hold_against_onnx_runtime(examples: int) -> None:
     kept = Path(tempfile.gettempdir()) / "edgecompile-failing-graph.onnx"
     verdicts: Counter[str] = Counter()
 
     @settings(
-        max_examples=examples, derandomize=derandomize, deadline=None, database=None, print_blob=True,
+        max_examples=examples, derandomize=True, deadline=None, database=None, print_blob=True,
         phases=[Phase.generate, Phase.shrink], suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(graphs(), st.sampled_from(["nhwc", "nhwc", "nchw"]))
@@ -85,9 +87,42 @@ def _hold_against_onnx_runtime(examples: int, *, derandomize: bool) -> None:
 
 
 def test_random_graphs_are_lowered_right() -> None:
-    _hold_against_onnx_runtime(100, derandomize=True)
+    _hold_against_onnx_runtime(100)
+
+
+class Seeded:
+    """Decisions of a seeded generator: a run of thousands in which a graph's number is all that it depends on.
+
+    Growing looks at values that ONNX Runtime computes; one that differs in its last bit between two runs is enough for
+    hypothesis to call the strategy flaky.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def integer(self, low: int, high: int) -> int:
+        return self._random.randint(low, high)
+
+    def pick(self, options: Sequence[T]) -> T:
+        return self._random.choice(options)
 
 
 @pytest.mark.slow
 def test_many_random_graphs_are_lowered_right() -> None:
-    _hold_against_onnx_runtime(2500, derandomize=False)
+    kept = Path(tempfile.gettempdir()) / "edgecompile-failing-graph.onnx"
+    verdicts: Counter[str] = Counter()
+    for seed in itertools.count():
+        if verdicts.total() >= 2000:
+            break
+        chooser = Seeded(seed)
+        try:
+            model, inputs = grow(chooser)
+        except DoesNotFit:
+            continue
+        fault = _fault(model, inputs, chooser.pick(["nhwc", "nhwc", "nchw"]))
+        verdicts["refused" if fault == "refused" else "ran"] += 1
+        if fault and fault != "refused":
+            onnx.save(model, str(kept))
+            pytest.fail(f"{fault}; seed {seed}; the graph is kept as {kept}")
+    assert verdicts["refused"] <= _LARGEST_SHARE_REFUSED * verdicts.total()
+    print(dict(verdicts))
