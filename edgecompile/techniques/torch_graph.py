@@ -32,9 +32,10 @@ Array = npt.NDArray[Any]
 
 #: Inputs that hold weights, by operator.
 _WEIGHTS: dict[str, tuple[int, ...]] = {
-    "Add": (0, 1), "BatchNormalization": (1, 2), "Conv": (1, 2), "ConvTranspose": (1, 2), "Gather": (0,),
-    "Gemm": (0, 1, 2), "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2), "LayerNormalization": (1, 2),
-    "MatMul": (0, 1), "Mul": (0, 1), "PRelu": (1,), "RMSNormalization": (1,),
+    "Add": (0, 1), "BatchNormalization": (1, 2), "Conv": (1, 2), "ConvTranspose": (1, 2), "GRU": (1, 2, 3),
+    "Gather": (0,), "Gemm": (0, 1, 2), "GroupNormalization": (1, 2), "InstanceNormalization": (1, 2),
+    "LSTM": (1, 2, 3), "LayerNormalization": (1, 2), "MatMul": (0, 1), "Mul": (0, 1), "PRelu": (1,),
+    "RMSNormalization": (1,),
 }  # fmt: skip
 #: Where a constant may as well be part of the formula: a factor, a mask, a grid of anchors.
 _AMBIGUOUS = frozenset({"Add", "Mul", "Gather"})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from edgecompile.techniques import torch_layers, torch_shapes
+from edgecompile.techniques import torch_layers, torch_recurrent, torch_shapes
 from edgecompile.techniques.torch_call import Call, NotDifferentiable, Operator, Refused, broadcast, torch
 
 
@@ -180,6 +180,7 @@ def _cumulative_sum(call: Call) -> Any:
 
 OPERATORS: dict[str, Operator] = {
     **torch_layers.OPERATORS,
+    **torch_recurrent.OPERATORS,
     **torch_shapes.OPERATORS,
     "Abs": _method("abs"),
     "Add": _binary(lambda a, b: a + b),
