@@ -113,13 +113,19 @@ def test_control_flow_is_refused_by_name(tmp_path: Path) -> None:
     assert caught.value.operators == (("If", "choose"),)
 
 
-def test_int8_is_not_available_yet(tmp_path: Path) -> None:
+def test_int8_needs_samples_that_fit(tmp_path: Path) -> None:
+    model, int8 = small_net(tmp_path), replace(FP16, precision="int8")
+    with pytest.raises(InputError, match="calibration samples"):
+        TENSORRT.lower(model, int8, [], tmp_path)
+    with pytest.raises(InputError, match="does not fit input 'image'"):
+        TENSORRT.lower(model, int8, [{"image": np.zeros((1, 3, 8, 8), np.float32)}], tmp_path)
+
+
+def test_int8_says_how_its_ranges_were_chosen(tmp_path: Path) -> None:
     model = small_net(tmp_path)
-    with pytest.raises(InputError, match="not available yet") as caught:
-        TENSORRT.lower(model, replace(FP16, precision="int8"), samples(model), tmp_path)
-    assert "fp16" in (caught.value.remedy or "")
-    with pytest.raises(InputError, match="not available yet"):
-        TENSORRT.check(model, "int8")
+    made = TENSORRT.lower(model, replace(FP16, precision="int8"), samples(model), tmp_path / "out")
+    assert made.precision == "int8"
+    assert any("INT8 ranges by" in note and "entropy" in note for note in made.notes)
 
 
 def test_the_check_says_that_the_engine_is_built_on_the_device(tmp_path: Path) -> None:

@@ -1,4 +1,8 @@
-"""The TensorRT runtime as far as this machine goes: a checked ONNX, in FP16 or FP32, from which the device builds."""
+"""The TensorRT runtime as far as this machine goes: a checked ONNX from which the device builds its engine.
+
+FP16 is in the graph; INT8 is explicit quantization (`edgecompile.lower.qdq`) on a float32 graph, whose other layers the
+device builds in FP16.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompile.errors import InputError, UnsupportedModelError
-from edgecompile.lower import base, float16_onnx
+from edgecompile.lower import base, float16_onnx, qdq
 from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
 
 if TYPE_CHECKING:
@@ -26,7 +30,6 @@ class TensorRT:
 
     def check(self, model: Model, precision: Precision) -> tuple[str, ...]:
         """See `base.Runtime.check`."""
-        _refuse_int8(precision)
         _checked(base.load_onnx(model), model.name)
         return ("the TensorRT engine is built on the device: this file is checked here, but not built",)
 
@@ -42,12 +45,9 @@ class TensorRT:
     ) -> Artifact:
         """See `base.Runtime.lower`."""
         base.choose_path(self.paths, path)
-        _refuse_int8(plan.precision)
         if plan.io_dtype != "float32":
             raise InputError("TensorRT files keep float inputs and outputs", remedy="leave --io at float32")
-        proto = base.load_onnx(model)
-        if plan.precision == "fp16":
-            proto = float16_onnx.convert(proto, model.name)
+        proto, notes = _at_precision(base.load_onnx(model), model, plan, samples)
         _checked(proto, model.name)
         data = proto.SerializeToString(deterministic=True)
         return base.write_artifact(
@@ -57,13 +57,30 @@ class TensorRT:
             inputs=tuple(Port(spec=spec, model_name=spec.name) for spec in model.inputs),
             outputs=tuple(Port(spec=spec, model_name=spec.name) for spec in model.outputs),
             path_taken=_PATH,
-            notes=_how_it_runs_here(data, model.name),
+            notes=(*notes, *_how_it_runs_here(data, model.name)),
         )
 
 
-def _refuse_int8(precision: Precision) -> None:
-    if precision == "int8":
-        raise InputError("INT8 for TensorRT is not available yet", remedy="use --precision fp16")
+def _at_precision(
+    proto: onnx.ModelProto, model: Model, plan: Plan, samples: Sequence[Arrays]
+) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+    """The graph at the plan's precision, and what the user should know of it."""
+    if plan.precision == "fp16":
+        return float16_onnx.convert(proto, model.name), ()
+    if plan.precision == "int8":
+        base.require_samples(samples, "INT8 quantization")
+        base.require_fit(model, samples)
+        made = qdq.quantize(proto, samples, name=model.name)
+        return made.model, _said_of(made)
+    return proto, ()
+
+
+def _said_of(made: qdq.Quantized) -> tuple[str, ...]:
+    figures = ", ".join(f"{method} {value:.1f} dB" for method, value in made.sqnr_db)
+    notes = [f"INT8 ranges by {made.method}, the closest to float on the calibration data ({figures})"]
+    if made.left_in_float:
+        notes.append(f"{len(made.left_in_float)} operators with weights stay in float: {', '.join(made.left_in_float)}")
+    return tuple(notes)
 
 
 def _checked(proto: onnx.ModelProto, name: str) -> None:
