@@ -130,6 +130,7 @@ def build_options(command: F) -> F:
             show_default=True,
             help="Type of the inputs and outputs of an INT8 file.",
         ),
+        click.option("--on", help="Measure there: local, or ssh://user@host[:port]; else estimate for other devices."),
         click.option("--threads", type=positive, help="Threads on the device; else the profile's."),
         click.option("--warmup-seconds", type=click.FloatRange(min=0), default=1.0, show_default=True),
         click.option("--min-runs", type=positive, default=50, show_default=True),
@@ -365,6 +366,7 @@ def _request(
         min_runs=value["min_runs"],
         min_seconds=value["min_seconds"],
         seed=value["seed"],
+        on=value["on"],
         prune=value["prune"],
         frontier=value["frontier"],
         train=value["train"],
@@ -507,7 +509,7 @@ def inspect(
 
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, type=PATH)
-@click.option("--on", default="local", show_default=True, help="Where to measure: local.")
+@click.option("--on", default="local", show_default=True, help="Where: local, or ssh://user@host[:port].")
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--percentile", type=click.FloatRange(1, 99.9), default=50.0, show_default=True)
 @click.option(
@@ -538,8 +540,6 @@ def bench(
     from edgecompile.types import to_builtins
 
     terminal = face(quiet, verbose, debug)
-    if on != "local":
-        raise InputError(f"--on {on}: this version measures on this machine only", remedy="use --on local")
     options = BenchOptions(
         threads=threads,
         percentile=percentile,
@@ -547,7 +547,7 @@ def bench(
         min_runs=min_runs,
         min_seconds=min_seconds,
     )
-    result = measuring.measure(paths, options, terminal)
+    result = measuring.measure(paths, options, terminal, on=on)
     if as_json:
         _print_json(to_builtins(result))
     else:
@@ -557,15 +557,16 @@ def bench(
 
 @cli.command()
 @click.argument("path", type=PATH)
+@click.option("--on", default="local", show_default=True, help="Where: local, or ssh://user@host[:port].")
 @click.option("--json", "as_json", is_flag=True)
 @common
-def verify(path: Path, as_json: bool, quiet: bool, verbose: int, debug: bool) -> int:
+def verify(path: Path, on: str, as_json: bool, quiet: bool, verbose: int, debug: bool) -> int:
     """Check a bundle: every file's hash, then its golden vectors through the shipped file."""
     from edgecompile import measuring
     from edgecompile.types import to_builtins
 
     face(quiet, verbose, debug)
-    result = measuring.verify(path)
+    result = measuring.verify(path, on=on)
     if as_json:
         _print_json(to_builtins(result))
     else:

@@ -10,7 +10,7 @@ from typing import Literal
 
 from edgecompile import bench, bundle
 from edgecompile.progress import Progress
-from edgecompile.transport.local import LocalTransport
+from edgecompile.transport import open_transport
 from edgecompile.types import Artifact, Measurement, Ratio
 
 
@@ -33,10 +33,13 @@ class VerifyReport:
     largest_error: float
 
 
-def measure(paths: Sequence[Path], options: bench.BenchOptions, progress: Progress) -> BenchReport:
-    """Measure bundles and bare files, interleaved, on this machine."""
+def measure(
+    paths: Sequence[Path], options: bench.BenchOptions, progress: Progress, *, on: str = "local"
+) -> BenchReport:
+    """Measure bundles and bare files, interleaved, on this machine or the one at ``on`` (``ssh://user@host``)."""
     artifacts = [_artifact(path) for path in paths]
-    with progress.stage(f"Measure {len(artifacts)} files, interleaved"), LocalTransport() as transport:
+    way = open_transport(on, waiting=progress.note)
+    with progress.stage(f"Measure {len(artifacts)} files, interleaved"), way as transport:
         result = bench.measure(artifacts, transport, options)
     for warning in dict.fromkeys(w for m in result.measurements for w in m.warnings):
         progress.warn(warning)
@@ -61,8 +64,8 @@ def _artifact(path: Path) -> Artifact:
     )
 
 
-def verify(path: Path) -> VerifyReport:
-    """Check a bundle's hashes, then its golden vectors through the shipped file.
+def verify(path: Path, *, on: str = "local") -> VerifyReport:
+    """Check a bundle's hashes, then its golden vectors through the shipped file, here or on the machine at ``on``.
 
     The file runs in a process of its own, by our runner and never by the one in the bundle, which is as untrusted as
     the rest. Raises `LimitNotMet` for a difference, `InputError` for what is not a bundle.
@@ -71,7 +74,7 @@ def verify(path: Path) -> VerifyReport:
 
     opened = bundle.read(path)
     files = bundle.check_hashes(opened)
-    with tempfile.TemporaryDirectory() as folder, LocalTransport() as transport:
+    with tempfile.TemporaryDirectory() as folder, open_transport(on) as transport:
         found = Path(folder) / "outputs.npz"
         bench.run_inputs(_artifact(path), transport, inputs=opened.file("golden inputs"), outputs=found)
         with np.load(opened.file("golden outputs"), allow_pickle=False) as expected, np.load(found) as have:

@@ -51,7 +51,7 @@ from edgecompile.progress import Progress
 from edgecompile.store import Store, register
 from edgecompile.tables.costs import cost_of
 from edgecompile.techniques import distill
-from edgecompile.transport.local import LocalTransport
+from edgecompile.transport import Transport, open_transport
 from edgecompile.types import (
     Accuracy,
     Arrays,
@@ -100,8 +100,17 @@ class _Job:
 
     @property
     def here(self) -> bool:
-        """Whether the device is this machine, so that it can be measured."""
-        return self.profile.matches_this_machine()
+        """Whether the device can be measured: it is this machine, or the request says where it is."""
+        return self.request.on is not None or self.profile.matches_this_machine()
+
+    @property
+    def machine(self) -> str:
+        """What measurements of the device are known by."""
+        return machine_id() if self.request.on in (None, "local") else digest(self.request.on)
+
+    def transport(self) -> Transport:
+        """The way to the device."""
+        return open_transport(self.request.on or "local", waiting=self.progress.note)
 
     @property
     def threads(self) -> int:
@@ -518,11 +527,11 @@ def _measured(job: _Job, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Measure all files on this machine, interleaved, so that their figures can be compared."""
     with_files = [c for c in candidates if c.artifact is not None]
     options = _bench_options(job)
-    key = digest([c.artifact.sha256 for c in with_files if c.artifact], options, machine_id(), _versions())
+    key = digest([c.artifact.sha256 for c in with_files if c.artifact], options, job.machine, _versions())
 
     def make(_: Path) -> _Measurements:
         artifacts = [c.artifact for c in with_files if c.artifact is not None]
-        with LocalTransport() as transport:
+        with job.transport() as transport:
             return _Measurements(items=bench.measure(artifacts, transport, options).measurements)
 
     with job.progress.stage(f"Measure {len(with_files)} files, interleaved"):
@@ -660,15 +669,17 @@ class _Shrinking:
     def _times(self, plan: Plan, keys: Sequence[tables.OperatorKey]) -> dict[tables.OperatorKey, float]:
         job = self.job
         if job.here:
-            return tables.measure(
-                keys,
-                runtime=plan.runtime,
-                precision=plan.precision,
-                threads=job.threads,
-                workdir=job.store.root / "operators",
-                cache=job.store,
-                fingerprint=machine_id(),
-            )
+            with job.transport() as transport:
+                return tables.measure(
+                    keys,
+                    runtime=plan.runtime,
+                    precision=plan.precision,
+                    threads=job.threads,
+                    workdir=job.store.root / "operators",
+                    cache=job.store,
+                    fingerprint=job.machine,
+                    transport=transport,
+                )
         costs = job.profile.costs(plan.runtime, plan.precision)
         assert costs is not None, "what is estimated has a cost table"
         return {

@@ -173,6 +173,7 @@ class BuildRequest:
     min_runs: int = 50
     min_seconds: float = 3.0
     seed: int = 0
+    on: str | None = None
     prune: bool = True
     frontier: bool = False
     train: bool = False

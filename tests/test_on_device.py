@@ -1,0 +1,85 @@
+"""The commands that take ``--on``, against a real SSH server on loopback, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from edgecompile import bundle
+from tests.net import Project, make_project
+from tests.sshd import Server, serve
+from tests.test_cli import QUICK, edgecompile
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A host whose key this user's files know, and which has the runtimes of this environment."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with serve(tmp_path / "sshd", environment={"PATH": path}) as server:
+        ssh = tmp_path / "home" / ".ssh"
+        ssh.mkdir(parents=True)
+        shutil.copy(server.identity, ssh / "id_ed25519")
+        shutil.copy(server.known_hosts, ssh / "known_hosts")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        yield server
+        assert server.left() == []
+
+
+def test_a_bundle_is_measured_and_verified_over_ssh(project: Project, tmp_path: Path, device: Server) -> None:
+    out = tmp_path / "out"
+    done = edgecompile(
+        "build", project.model, "--target", "x86", "--budget-ms", "1000", *QUICK, "--data", project.train,
+        "--runtime", "tflite", "--precision", "int8", "--out", out,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    where = f"ssh://{device.user}@127.0.0.1:{device.port}"
+    done = edgecompile("bench", out, "--on", where, *QUICK, "--json")
+    assert done.code == 0, done.err
+    (measurement,) = json.loads(done.out)["measurements"]
+    assert measurement["provenance"] == "measured"
+    assert measurement["environment"]["cores"] == os.cpu_count()
+    done = edgecompile("verify", out, "--on", where)
+    assert done.code == 0, done.err
+    assert "golden vectors" in done.out
+
+
+def test_a_build_measures_where_it_is_told(project: Project, tmp_path: Path, device: Server) -> None:
+    """The profile is a Raspberry Pi's, which this machine is not; what is measured over SSH is no estimate."""
+    out = tmp_path / "out"
+    done = edgecompile(
+        "build", project.model, "--target", "pi4", "--on", f"ssh://{device.user}@127.0.0.1:{device.port}",
+        "--budget-ms", "1000", *QUICK, "--data", project.train, "--runtime", "tflite", "--precision", "fp32",
+        "--out", out,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    manifest = bundle.read(out).manifest
+    assert manifest.verdict.status == "met"
+    assert manifest.measurement.provenance == "measured"
+
+
+def test_a_host_whose_key_is_unknown_is_not_trusted(project: Project, tmp_path: Path, device: Server) -> None:
+    (tmp_path / "home" / ".ssh" / "known_hosts").unlink()
+    done = edgecompile("bench", project.model, "--on", f"ssh://{device.user}@127.0.0.1:{device.port}", *QUICK)
+    assert done.code == 4
+    assert "SHA256:" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.parametrize(("where", "code"), [("ssh://127.0.0.1:1", 4), ("moon", 2)])
+def test_a_device_that_is_not_there_is_named(project: Project, where: str, code: int) -> None:
+    done = edgecompile("bench", project.model, "--on", where, *QUICK)
+    assert done.code == code
+    assert where.removeprefix("ssh://").partition(":")[0] in done.err
+    assert "Traceback" not in done.err
