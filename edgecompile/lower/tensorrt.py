@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompile.errors import InputError, UnsupportedModelError
-from edgecompile.lower import base, float16_onnx, qdq
+from edgecompile.lower import base, float16_onnx, qdq, trt_rules
 from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
 
 if TYPE_CHECKING:
     import onnx
 
 _PATH = "onnx"
+#: More findings than this are counted, not shown.
+_LISTED = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,8 +32,8 @@ class TensorRT:
 
     def check(self, model: Model, precision: Precision) -> tuple[str, ...]:
         """See `base.Runtime.check`."""
-        _checked(base.load_onnx(model), model.name)
-        return ("the TensorRT engine is built on the device: this file is checked here, but not built",)
+        hints = _checked(base.load_onnx(model), model.name)
+        return ("the TensorRT engine is built on the device: this file is checked here, but not built", *hints)
 
     def lower(
         self,
@@ -83,13 +85,31 @@ def _said_of(made: qdq.Quantized) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _checked(proto: onnx.ModelProto, name: str) -> None:
+def _checked(proto: onnx.ModelProto, name: str) -> tuple[str, ...]:
+    """The hints of `trt_rules` as sentences. Raises `UnsupportedModelError` for its errors and for invalid ONNX."""
     import onnx
 
     try:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as exc:
         raise UnsupportedModelError(f"the ONNX of {name} is not valid: {exc}") from exc
+    findings = trt_rules.check(proto)
+    errors = trt_rules.errors(findings)
+    if errors:
+        shown = "\n".join(f"  {finding}" for finding in errors[:_LISTED])
+        more = f"\n  and {len(errors) - _LISTED} more" if len(errors) > _LISTED else ""
+        raise UnsupportedModelError(
+            f"TensorRT would not build an engine of {name} as it is meant:\n{shown}{more}",
+            remedy="change the model, or use another runtime",
+            operators=_operators(proto, errors),
+        )
+    return tuple(f"for TensorRT: {finding}" for finding in findings)
+
+
+def _operators(proto: onnx.ModelProto, errors: tuple[trt_rules.Finding, ...]) -> tuple[tuple[str, str], ...]:
+    """Those of the findings that are about a named operator, as ``(type, name)``."""
+    types = {node.name: node.op_type for node in base.nodes_of(proto.graph) if node.name}
+    return tuple((types[finding.node], finding.node) for finding in errors if finding.node in types)
 
 
 def _how_it_runs_here(data: bytes, name: str) -> tuple[str, ...]:
