@@ -563,7 +563,6 @@ _FRONTIER = (0.9, 0.75, 0.6, 0.45)
 
 #: The share of the time limit that is for training steps; looking at held-back samples takes some, too.
 _TRAINING_SHARE = 0.9
-_RATE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -642,7 +641,7 @@ class _Shrinking:
             return _Steps(count=max(1, round(_TRAINING_SHARE * 60 * job.request.time_limit_min / seconds)))
 
         steps = job.store.cached("training", key, _Steps, make).count
-        trained = distill.step(steps=steps, samples=count, rate=_RATE, seed=job.request.seed)
+        trained = distill.step(steps=steps, samples=count, seed=job.request.seed)
         self.found.append(_with_steps(job, replace(plan, steps=(*plan.steps, trained)), self.reference))
 
     def _budgets(self, fastest_ms: float) -> list[float]:

@@ -1,0 +1,86 @@
+"""Distillation: the smaller model comes nearer to the original, and the same step gives the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from edgecompile import techniques
+from edgecompile.errors import InputError
+from edgecompile.progress import Silent
+from edgecompile.techniques import distill, pruning, sensitivity
+from edgecompile.techniques.channels import GraphView
+from edgecompile.types import Model, Step
+from tests.net import Project, images, make_project
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    return make_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def original(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    from edgecompile import model
+
+    return model.load(str(project.model), tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[dict[str, np.ndarray]]:
+    return [{"image": image[None]} for image in images(120, 3)[0]]
+
+
+def _pruning(original: Model) -> Step:
+    groups = pruning.open_model(original).groups
+    return pruning.step({group.name: group.size // 4 for group in groups}, samples=40, fit=False)
+
+
+def _loss(original: Model, other: Model, samples: list[dict[str, np.ndarray]]) -> float:
+    a, b = (sensitivity.outputs(GraphView(onnx.load(str(m.path))), samples) for m in (original, other))
+    return sensitivity.mean_distance("logits", a, b)
+
+
+@pytest.mark.parametrize("loss", ["kl", "dist"])
+def test_a_distilled_model_is_nearer_to_the_original(
+    original: Model, samples: list[dict[str, np.ndarray]], tmp_path: Path, loss: str
+) -> None:
+    step = distill.step(steps=80, samples=120, batch=16, rate=3e-3, loss=loss)
+    pruned = techniques.apply(original, [_pruning(original)], samples, tmp_path / "pruned")
+    trained = techniques.apply(original, [_pruning(original), step], samples, tmp_path / "trained")
+    fresh = [{"image": image[None]} for image in images(60, 9)[0]]
+    assert _loss(original, trained, fresh) < 0.8 * _loss(original, pruned, fresh)
+    assert trained.parameters == pruned.parameters
+
+
+def test_the_same_step_gives_the_same_bytes(
+    original: Model, samples: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    steps = [_pruning(original), distill.step(steps=5, samples=40, batch=8)]
+    made = [techniques.apply(original, steps, samples, tmp_path / name).sha256 for name in "ab"]
+    assert made[0] == made[1]
+
+
+def test_training_that_diverges_says_so(original: Model, samples: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
+    broken = [{"image": np.full_like(sample["image"], np.nan)} for sample in samples[:20]]
+    with pytest.raises(distill.EdgecompileError, match="diverged"):
+        techniques.apply(original, [distill.step(steps=5, samples=20, batch=4)], broken, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"steps": 0, "samples": 8}, "cannot be run"), ({"steps": 1, "samples": 8, "x": 1}, "'x'")]
+)
+def test_a_step_that_makes_no_sense_is_refused(
+    original: Model, samples: list[dict[str, np.ndarray]], tmp_path: Path, options: dict[str, int], words: str
+) -> None:
+    step = Step(technique="distill", options=tuple(options.items()))
+    with pytest.raises(InputError, match=words):
+        distill.apply(original, original, step, samples, tmp_path, Silent())
+
+
+def test_an_unknown_technique_is_named(original: Model, samples: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="alchemy"):
+        techniques.apply(original, [Step(technique="alchemy")], samples, tmp_path)
