@@ -174,7 +174,7 @@ def _what_would_help(usable: Sequence[Candidate], best: Candidate, budget: Budge
         hints.append(f"the nearest budget that {fastest.plan.label} would meet is {_round_up(m.ci_high_ms)} ms")
         hints.append("a smaller input (--input-shape), more threads (--threads), or a faster device")
         if all(c.plan.precision != "int8" for c in usable):
-            hints.append("INT8 was not tried: it needs --data (some hundred images)")
+            hints.append("INT8 was not tried: it needs --data (some hundred images), and a --precision that allows it")
     return tuple(hints)
 
 

@@ -24,10 +24,10 @@ def bare_file(path: Path) -> Artifact:
     remedy = "give a bundle, a .tflite or an .onnx file"
     if not path.is_file():
         raise InputError(f"no such file: {path}", remedy=remedy)
-    if path.suffix == ".tflite":
+    if path.suffix.lower() == ".tflite":
         summary = tflite_file.describe(path)
         return _artifact(path, "tflite", summary.precision, summary.inputs, summary.outputs)
-    if path.suffix == ".onnx":
+    if path.suffix.lower() == ".onnx":
         return _onnx(path)
     raise InputError(f"cannot measure {path}: its ending is {path.suffix or 'missing'!r}", remedy=remedy)
 
