@@ -127,8 +127,9 @@ def _table(manifest: Manifest) -> str:
     heads = ("candidate", "n:size", "n:latency, ms", f"n:{metric}", "n:drop", "verdict")
     rows = [_tr([_cell(c, "th") for c in heads])]
     for c in manifest.candidates:
+        steps = ", ".join(step.technique for step in c.plan.steps)
         cells = (
-            c.label,
+            f"{c.label} ({steps})" if steps else c.label,
             f"n:{report.size(c.size_bytes)}",
             f"n:{report.latency(c.measurement)}",
             f"n:{report.accuracy(c.validation)}",

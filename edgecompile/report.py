@@ -181,6 +181,10 @@ def candidates(manifest: Manifest) -> Table:
         made.add_row("original", "", "", "", own, "", Text("evaluation", style="dim"))
     for candidate in manifest.candidates:
         made.add_row(*_row(candidate), style="bold" if candidate.plan == manifest.plan else None)
+    changed = [c for c in manifest.candidates if c.plan.steps]
+    if changed:
+        lines = [f"{c.label}: {', '.join(step.technique for step in c.plan.steps)}" for c in changed]
+        made.caption, made.caption_justify = Text("\n".join(lines)), "left"
     return made
 
 

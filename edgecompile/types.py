@@ -210,10 +210,9 @@ class Plan:
 
     @property
     def label(self) -> str:
-        """The short name people read, ``tflite-int8``; steps that change the model add theirs and four digits."""
-        changed = "".join(f"-{step.technique}" for step in self.steps)
+        """The short name people read, ``tflite-int8``; four digits stand for the steps that change the model."""
         mark = f"-{digest(self.steps)[:4]}" if self.steps else ""
-        return f"{self.runtime}-{self.precision}" + ("-rr" if self.reduce_range else "") + changed + mark
+        return f"{self.runtime}-{self.precision}" + ("-rr" if self.reduce_range else "") + mark
 
 
 # --------------------------------------------------------------------------------------------------- results
