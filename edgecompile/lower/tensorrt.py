@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompile.errors import InputError, UnsupportedModelError
-from edgecompile.lower import base, float16_onnx, qdq, trt_rules
+from edgecompile.lower import base, float16_onnx, qdq, trt_opset, trt_rules
 from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class TensorRT:
 
     def check(self, model: Model, precision: Precision) -> tuple[str, ...]:
         """See `base.Runtime.check`."""
-        hints = _checked(base.load_onnx(model), model.name)
+        hints = _checked(trt_opset.lowered(base.load_onnx(model)), model.name)
         return ("the TensorRT engine is built on the device: this file is checked here, but not built", *hints)
 
     def lower(
@@ -49,7 +49,7 @@ class TensorRT:
         base.choose_path(self.paths, path)
         if plan.io_dtype != "float32":
             raise InputError("TensorRT files keep float inputs and outputs", remedy="leave --io at float32")
-        proto, notes = _at_precision(base.load_onnx(model), model, plan, samples)
+        proto, notes = _at_precision(trt_opset.lowered(base.load_onnx(model)), model, plan, samples)
         _checked(proto, model.name)
         data = proto.SerializeToString(deterministic=True)
         return base.write_artifact(
