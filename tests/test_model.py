@@ -107,6 +107,19 @@ def test_a_second_load_prepares_nothing_and_a_changed_file_all(tmp_path: Path) -
     assert model.load(str(source), work).sha256 != first.sha256
 
 
+@pytest.mark.parametrize("number", [2**31, 2**62, -1])
+@pytest.mark.parametrize("what", ["format", "operators"])
+def test_a_version_that_cannot_be_is_refused(tmp_path: Path, what: str, number: int) -> None:
+    def change(made: onnx.ModelProto) -> None:
+        if what == "format":
+            made.ir_version = number
+        else:
+            made.opset_import[0].version = number
+
+    with pytest.raises(InputError, match=f"version {number} of the ONNX {what}"):
+        model.load(str(write(tmp_path / "m.onnx", [RELU], change=change)), tmp_path / "w")
+
+
 @pytest.mark.parametrize(("ir_version", "opset"), [(3, 7), (3, 9), (8, 11), (12, 23)])
 def test_old_and_new_file_formats(tmp_path: Path, ir_version: int, opset: int) -> None:
     def change(made: onnx.ModelProto) -> None:

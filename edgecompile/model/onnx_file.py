@@ -11,6 +11,8 @@ from edgecompile.errors import InputError, UnsupportedModelError
 if TYPE_CHECKING:
     import onnx
 
+#: The libraries take versions for 32-bit numbers, and there will be no such version.
+_ABSURD_VERSION = 10_000
 _AGAIN = "export or copy it again"
 #: Under 4, every constant must be listed as an input, too; over 10, ONNX Runtime does not open the file. What lies
 #: between differs in what it may hold (functions, types, texts), not in what the same content means.
@@ -29,6 +31,10 @@ def read(file: Path, name: str) -> onnx.ModelProto:
         raise damaged(name, exc) from exc
     if not model.graph.node:
         raise InputError(f"{name} is not an ONNX model, or is damaged: it has no operators", remedy=_AGAIN)
+    versions = [("operators", opset.version) for opset in model.opset_import]
+    for what, number in (("format", model.ir_version), *versions):
+        if not 0 <= number < _ABSURD_VERSION:
+            raise InputError(f"{name} says that it uses version {number} of the ONNX {what}", remedy=_AGAIN)
     _load_external_data(model, file.parent.resolve(), name)
     return _inlined(model, name)
 
