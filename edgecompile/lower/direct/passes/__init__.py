@@ -15,6 +15,7 @@ from edgecompile.lower.direct.passes import (
     pads,
     quirks,
     recognize,
+    routes,
     shuffle,
     tidy,
 )
@@ -26,6 +27,7 @@ LOGICAL: tuple[Callable[[Graph], None], ...] = (
     erf.run,  # what was not recognized is written out
     affine.run,  # before activations are fused, behind which nothing folds
     channels.run,  # after affine.run, which leaves the factors that no weights take
+    routes.run,  # takes the shuffles between convolutions, and leaves the others to shuffle.run
     shuffle.run,  # looks for reshapes and transposes as tidy.run leaves them
     pads.run,  # after affine.run: a term can go into a convolution only while its padding is a Pad, or none
     activations.run,
