@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgecompile.errors import InputError
+from edgecompile import lower
+from edgecompile.errors import InputError, UnsupportedModelError
 from edgecompile.lower import trt_rules
 from edgecompile.lower.trt_rules import Finding
+from edgecompile.types import Plan, Precision
 from tests.lowering import Net
 
 
@@ -262,3 +265,23 @@ def test_a_finding_reads_as_a_sentence() -> None:
     net, x = start()
     text = str(found(net, net.pconv(net.pair(x, zero=3)))[0])
     assert text == "x_Q: the zero point is 3, not 0 [zero-point]; quantize symmetrically to int8 (zero point 0)"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_lowering_refuses_what_breaks_a_rule_and_names_it(precision: Precision, tmp_path: Path) -> None:
+    net, x = start()
+    wide = net.add("Cast", net.conv(x, 4, 4), to=TensorProto.DOUBLE, name="widen", out="wide")
+    model = net.save(tmp_path / "net.onnx", net.add("Cast", wide, to=TensorProto.FLOAT))
+    data = [{"x": np.ones((1, 4, 8, 8), np.float32)}]
+    with pytest.raises(UnsupportedModelError, match=r"wide: TensorRT does not compute in float64 \[type\]"):
+        lower.RUNTIMES["tensorrt"].lower(model, Plan(runtime="tensorrt", precision=precision), data, tmp_path)
+    with pytest.raises(UnsupportedModelError, match="float64"):
+        lower.RUNTIMES["tensorrt"].check(model, precision)
+
+
+def test_lowering_refuses_a_graph_that_came_quantized_to_uint8_and_names_its_nodes(tmp_path: Path) -> None:
+    net, x = start()
+    model = net.save(tmp_path / "net.onnx", net.pconv(net.pair(x, dtype=np.uint8, zero=128)))
+    with pytest.raises(UnsupportedModelError) as caught:
+        lower.RUNTIMES["tensorrt"].check(model, "fp16")
+    assert ("QuantizeLinear", "x_Q") in caught.value.operators

@@ -81,7 +81,10 @@ def _at_precision(
 
 def _said_of(made: qdq.Quantized) -> tuple[str, ...]:
     figures = ", ".join(f"{method} {value:.1f} dB" for method, value in made.sqnr_db)
-    notes = [f"INT8 ranges by {made.method}, the closest to float on the calibration data ({figures})"]
+    notes = [
+        f"INT8 ranges by {made.method}, the closest to float on the calibration data ({figures})",
+        "the weights in the ONNX stay float32, as TensorRT 8 takes them: the engine holds them as int8",
+    ]
     if made.left_in_float:
         notes.append(f"{len(made.left_in_float)} operators with weights stay in float: {', '.join(made.left_in_float)}")
     return tuple(notes)

@@ -122,7 +122,7 @@ def test_a_residual_block_needs_no_transpose() -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("count", [2, 3])
 def test_a_shuffle_of_joined_channels(batch: int, count: int) -> None:
-    """As in ShuffleNetV2, with every size that can be equal being equal."""
+    """As in ShuffleNetV2, with every size that can be equal being equal; the result's order cannot be changed."""
     names = "abc"[:count]
     nodes = [node("Conv", f"x w{name}", name) for name in names]
     nodes += [
@@ -132,7 +132,7 @@ def test_a_shuffle_of_joined_channels(batch: int, count: int) -> None:
     constants = {f"w{name}": normal(count, 4, 1, 1, seed=i) for i, name in enumerate(names)}
     constants["five"] = np.array([batch, count, count, count, count], np.int64)
     constants |= {"four": np.array([batch, count * count, count, count], np.int64), "v": normal(5, count * count, 1, 1)}
-    result = compare(graph(nodes, {"x": (batch, 4, count, count)}, ["y"], constants))
+    result = compare(graph(nodes, {"x": (batch, 4, count, count)}, ["y", "s"], constants))
     # Tensors as small as these may also be joined element by element, for which each gets an axis of its own.
     assert result.transposes <= 1
     assert operators(result).count("RESHAPE") <= (2 if result.transposes else count + 1)

@@ -60,7 +60,7 @@ def run(graph: Graph) -> None:
     """Rewrite every region of moves between convolutions that transposes."""
     for moves in _regions(graph):
         region = _followed(graph, moves)
-        if region is None or not _is_free(graph, region):
+        if region is None or not region.targets or not _is_free(graph, region):
             continue
         place = _places(region)
         runs = {target: _runs(region, place, target) for target in region.targets}
@@ -282,9 +282,10 @@ def _sliced(graph: Graph, target: str, name: str, one: _Run) -> str:
 
 
 def _joined(graph: Graph, target: str, parts: list[str]) -> str:
-    """The parts joined in their order, the first ones beforehand where there are many: the oldest are the smallest."""
+    """The parts joined in their order; where they are many the first ones beforehand, since the oldest are smallest."""
     while len(parts) > 1:
-        count = min(_MOST_JOINED, max(2, len(parts) - _MOST_JOINED + 1)) if len(parts) > _MOST_JOINED else len(parts)
+        excess = len(parts) - _MOST_JOINED
+        count = min(_MOST_JOINED, excess + 1) if excess > 0 else len(parts)
         value = add(graph, ir.Concat(axis=1), tuple(parts[:count]), f"{target}/joined", _origin(graph, target))
         parts = [value.name, *parts[count:]]
     return parts[0]

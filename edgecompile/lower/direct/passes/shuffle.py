@@ -8,7 +8,7 @@ Before::                                                  After::
     Reshape                           [1, 2*k, H, W]
 
 Channels-last, the first form transposes a small matrix at every place, the second one large matrix; on an x86 core the
-shuffle of ShuffleNetV2's widest stage takes 0.7 of the time.
+shuffle of ShuffleNetV2's widest stage takes 0.7 of the time in float32. It is for the shuffles that `routes` leaves.
 """
 
 from __future__ import annotations
