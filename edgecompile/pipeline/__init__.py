@@ -1,0 +1,40 @@
+"""The main job: a trained model in, a measured and verified bundle out.
+
+`build` reads top to bottom like the list of what is done. Every step's result is kept in the work folder under the hash
+of what made it, so the same command goes on where a killed one was.
+"""
+
+from __future__ import annotations
+
+from edgecompile import bundle, search
+from edgecompile.pipeline.accuracy import add_validation, evaluated, reference_of
+from edgecompile.pipeline.conversion import lower_all, require_one
+from edgecompile.pipeline.dry import DryRun, dry_run
+from edgecompile.pipeline.job import prepare, work_folder
+from edgecompile.pipeline.latency import add_latency
+from edgecompile.pipeline.plans import propose
+from edgecompile.pipeline.smaller import smaller_models
+from edgecompile.pipeline.writing import BuildResult, write_bundle
+from edgecompile.progress import Progress
+from edgecompile.types import BuildRequest
+
+
+def build(request: BuildRequest, progress: Progress) -> BuildResult:
+    """Build one model for one device. Raises `EdgecompileError`; a missed limit is a result, not an error."""
+    bundle.check_output(request.out, force=request.force)
+    with work_folder(request) as store:
+        job = prepare(request, store, progress)
+        plans = propose(job)
+        reference = reference_of(job)
+        candidates = lower_all(job, plans)
+        require_one(job, candidates)
+        candidates = add_latency(job, candidates)
+        if reference is not None:
+            candidates = add_validation(job, candidates, reference)
+            candidates += smaller_models(job, candidates, reference)
+        choice = search.choose(candidates, job.budget)
+        accuracy, original = evaluated(job, choice.candidate)
+        return write_bundle(job, candidates, choice, accuracy, original)
+
+
+__all__ = ["BuildResult", "DryRun", "build", "dry_run", "prepare", "propose"]

@@ -1,0 +1,238 @@
+"""What all steps of one build share: the request, the device profile, the model, the data, the work folder."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+from edgecompile import (
+    __version__,
+    bench,
+    calibration,
+    graph,
+    profiles,
+)
+from edgecompile import model as models
+from edgecompile.errors import (
+    InputError,
+)
+from edgecompile.progress import Progress
+from edgecompile.store import Store, register
+from edgecompile.transport import Transport, open_transport
+from edgecompile.types import (
+    Arrays,
+    Budget,
+    BuildRequest,
+    Model,
+    OperatorCost,
+    digest,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What all steps of one build share."""
+
+    request: BuildRequest
+    profile: profiles.DeviceProfile
+    model: Model
+    costs: tuple[OperatorCost, ...]
+    data: calibration.CalibrationSet
+    budget: Budget
+    store: Store
+    progress: Progress
+
+    @property
+    def here(self) -> bool:
+        """Whether the device can be measured: it is this machine, or the request says where it is."""
+        return self.request.on is not None or self.profile.matches_this_machine()
+
+    @property
+    def machine(self) -> str:
+        """What measurements of the device are known by."""
+        return machine_id() if self.request.on in (None, "local") else digest(self.request.on)
+
+    def transport(self) -> Transport:
+        """The way to the device."""
+        return open_transport(self.request.on or "local", waiting=self.progress.note)
+
+    @property
+    def threads(self) -> int:
+        return self.request.threads or self.profile.threads
+
+
+@contextmanager
+def work_folder(request: BuildRequest) -> Iterator[Store]:
+    work = request.out.resolve().with_name(request.out.resolve().name + ".work")
+    if request.fresh:
+        shutil.rmtree(work, ignore_errors=True)
+    store = Store(work)
+    with store.locked():
+        register(work)
+        yield store
+
+
+def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
+    """Load the profile, the model and the data; fail before any long work on what cannot be built."""
+    profile = profiles.load(request.target, content_dir=request.content_dir)
+    with progress.stage("Load the model"):
+        model = models.load(
+            request.model,
+            store.root / "model",
+            weights=request.weights,
+            input_shapes=_input_shapes(request),
+            trust=request.trust,
+        )
+    for note in model.notes:
+        progress.note(note)
+    with progress.stage("Read the data"):
+        data = _load_data(request, model)
+    for note in data.notes:
+        progress.note(note)
+    return Job(
+        request=request,
+        profile=profile,
+        model=model,
+        costs=graph.operators(model.path),
+        data=data,
+        budget=_budget(request, profile),
+        store=store,
+        progress=progress,
+    )
+
+
+def _input_shapes(request: BuildRequest) -> dict[str, tuple[int, ...]] | tuple[int, ...] | None:
+    shapes = dict(request.input_shapes)
+    if not shapes:
+        return None
+    if set(shapes) == {""}:  # --input-shape 1,3,32,32 without a name
+        return shapes[""]
+    return shapes
+
+
+def _load_data(request: BuildRequest, model: Model) -> calibration.CalibrationSet:
+    limits = (request.evaluation, request.max_drop, request.min_sqnr_db)
+    if request.data is None and any(limit is not None for limit in limits):
+        raise InputError("accuracy was asked for, but there is no data", remedy="give a folder with --data")
+    preset = None
+    if request.preset is not None:
+        preset = calibration.load_preset(request.preset, content_dir=request.content_dir)
+    return calibration.load(
+        preset,
+        model.inputs,
+        data=request.data,
+        evaluation=request.evaluation,
+        labels=request.labels,
+        seed=request.seed,
+        calibration_samples=request.calibration_samples,
+        validation_samples=request.validation_samples,
+        evaluation_samples=request.evaluation_samples,
+        training_samples=None if request.train else _FIT_SAMPLES if request.prune else 0,
+    )
+
+
+def _budget(request: BuildRequest, profile: profiles.DeviceProfile) -> Budget:
+    latency_ms = request.budget_ms
+    if latency_ms is None and request.use_case is not None:
+        latency_ms = profiles.USE_CASES[request.use_case]
+    if latency_ms is None:
+        latency_ms = profile.default_budget_ms
+    return Budget(
+        latency_ms=latency_ms,
+        percentile=request.percentile,
+        max_drop=request.max_drop,
+        min_sqnr_db=request.min_sqnr_db,
+        max_size_bytes=round(request.max_size_mb * 1e6) if request.max_size_mb is not None else None,
+    )
+
+
+def some(samples: Sequence[Arrays], count: int) -> list[Arrays]:
+    return [samples[i] for i in range(min(count, len(samples)))]
+
+
+def bench_options(job: Job) -> bench.BenchOptions:
+    return bench.BenchOptions(
+        threads=job.threads,
+        percentile=job.budget.percentile,
+        warmup_s=job.request.warmup_s,
+        min_runs=job.request.min_runs,
+        min_seconds=job.request.min_seconds,
+        seed=job.request.seed,
+    )
+
+
+def machine_id() -> str:
+    """What keys a measurement to this machine, so that a moved work folder does not claim another's figures."""
+    import platform
+
+    try:
+        unique = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        unique = ""
+    return digest(platform.node(), platform.machine(), unique)
+
+
+#: Samples beyond those of the calibration that layers may be fitted on.
+_FIT_SAMPLES = 400
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Joined(Sequence[Arrays]):
+    """Two parts of the data one behind the other, read when they are asked for."""
+
+    first: Sequence[Arrays]
+    second: Sequence[Arrays]
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    @overload
+    def __getitem__(self, index: int) -> Arrays: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Arrays]: ...
+
+    def __getitem__(self, index: int | slice) -> Arrays | list[Arrays]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self.first[index] if index < len(self.first) else self.second[index - len(self.first)]
+
+
+def fitting(job: Job) -> Sequence[Arrays]:
+    """The samples that smaller models are fitted on: none of those that choices or figures come from."""
+    return _Joined(first=job.data.calibration, second=job.data.training)
+
+
+def each(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    return lambda done, total: advance(1)
+
+
+_RECORDED = (
+    "ai-edge-litert",
+    "ai-edge-quantizer",
+    "numpy",
+    "onnx",
+    "onnx2tf",
+    "onnxruntime",
+    "onnxsim",
+    "tensorflow",
+    "torch",
+)
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The versions that results depend on: they key the work folder and stand in the manifest."""
+    found = {"edgecompile": __version__}
+    for name in _RECORDED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,178 @@
+"""Smaller models, where no file of the whole model keeps every limit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from edgecompile import (
+    estimate,
+    evaluate,
+    execute,
+    search,
+    shrink,
+    tables,
+)
+from edgecompile.errors import (
+    UnsupportedModelError,
+)
+from edgecompile.pipeline.accuracy import add_validation
+from edgecompile.pipeline.conversion import changed, lower_one
+from edgecompile.pipeline.job import Job, fitting, versions
+from edgecompile.pipeline.latency import add_latency
+from edgecompile.tables.costs import cost_of
+from edgecompile.techniques import distill
+from edgecompile.types import (
+    Candidate,
+    Plan,
+    digest,
+)
+
+#: Ways to run the model that smaller ones start from: the fastest few.
+_BASES = 3
+#: What a frontier aims at, as shares of the fastest file's latency.
+_FRONTIER = (0.9, 0.75, 0.6, 0.45)
+
+
+#: The share of the time limit that is for training steps; looking at held-back samples takes some, too.
+_TRAINING_SHARE = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Steps:
+    """How many training steps fit in the time limit, as they were counted once: a plan holds counts, never seconds."""
+
+    count: int
+
+
+def _value_ms(candidate: Candidate) -> float:
+    return candidate.measurement.value_ms if candidate.measurement is not None else float("inf")
+
+
+def smaller_models(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
+    """Smaller models, where no file of the whole model keeps every limit."""
+    usable = [c for c in candidates if c.failure is None and c.measurement is not None]
+    if not usable or not job.request.prune or job.request.plan is not None:
+        return []
+    if not job.request.frontier and any(not search.violations(c, job.budget) for c in usable):
+        return []
+    whole = sorted(usable, key=_value_ms)
+    bases = {c.plan.label: c for c in whole if not c.plan.reduce_range}
+    try:
+        return _Shrinking(job=job, bases=dict([*bases.items()][:_BASES]), reference=reference).run()
+    except UnsupportedModelError as exc:
+        job.progress.warn(exc.message)
+        return []
+
+
+@dataclass(slots=True, kw_only=True)
+class _Shrinking:
+    """One search for smaller models: the ways to run them that it starts from, and what came of it."""
+
+    job: Job
+    bases: dict[str, Candidate]
+    reference: evaluate.Reference
+    found: list[Candidate] = field(default_factory=list)
+    prospect: shrink.Prospect | None = None
+
+    def run(self) -> list[Candidate]:
+        job = self.job
+        tile = max(self._tile(c.plan) for c in self.bases.values())
+        prospect = self.prospect = shrink.explore(
+            job.model,
+            fitting(job),
+            macs=sum(cost.macs for cost in job.costs),
+            tile=tile,
+            seed=job.request.seed,
+            progress=job.progress,
+        )
+        aims = {name: self._aim(prospect, name, c) for name, c in self.bases.items()}
+        least = min(aim.reachable_ms() for aim in aims.values())
+        for budget_ms in self._budgets(min(aim.whole_ms for aim in aims.values())):
+            if not shrink.search(aims, budget_ms, self._attempt):
+                job.progress.note(
+                    f"no smaller model was found for {budget_ms:.3g} ms: pruning may reach about {least:.3g} ms"
+                )
+        if job.request.train:
+            self._train()
+        return self.found
+
+    def _train(self) -> None:
+        """Distil the best of what was found: latency does not depend on the weights, so nothing else is worth it."""
+        usable = [c for c in self.found if c.failure is None]
+        if not usable:
+            return
+        best = search.choose(usable, self.job.budget).candidate
+        job, plan = self.job, best.plan
+        student, samples = changed(job, plan).model, fitting(job)
+        count = distill.sample_count(job.model, len(samples))
+        one = distill.step(steps=1, samples=count, seed=job.request.seed)
+        key = digest("training", job.model.sha256, student.sha256, one, job.request.time_limit_min, versions())
+
+        def make(_: Path) -> _Steps:
+            seconds = distill.seconds_a_step(job.model, student, samples, one)
+            return _Steps(count=max(1, round(_TRAINING_SHARE * 60 * job.request.time_limit_min / seconds)))
+
+        steps = job.store.cached("training", key, _Steps, make).count
+        trained = distill.step(steps=steps, samples=count, seed=job.request.seed)
+        self.found.append(_with_steps(job, replace(plan, steps=(*plan.steps, trained)), self.reference))
+
+    def _budgets(self, fastest_ms: float) -> list[float]:
+        """What to aim at: the budget where it is not met yet, and for a frontier shares of the fastest file."""
+        budget_ms = self.job.budget.latency_ms
+        aims = [budget_ms] if budget_ms < fastest_ms else []
+        if self.job.request.frontier:
+            aims += [share * fastest_ms for share in _FRONTIER if share * fastest_ms < 0.95 * budget_ms]
+        return aims
+
+    def _tile(self, plan: Plan) -> int:
+        support = self.job.profile.runtime(plan.runtime)
+        return support.tile.of(plan.precision) if support is not None else 8
+
+    def _aim(self, prospect: shrink.Prospect, name: str, candidate: Candidate) -> shrink.Aim:
+        plan, measurement = candidate.plan, candidate.measurement
+        assert measurement is not None
+        with self.job.progress.stage(f"Time the operators of {name}"):
+            space = shrink.space(prospect, lambda keys: self._times(plan, keys), tile=self._tile(plan))
+        aim = shrink.Aim(space=space)
+        aim.note(space.whole(), measurement.ci_high_ms)
+        return aim
+
+    def _times(self, plan: Plan, keys: Sequence[tables.OperatorKey]) -> dict[tables.OperatorKey, float]:
+        job = self.job
+        if job.here:
+            with job.transport() as transport:
+                return tables.measure(
+                    keys,
+                    runtime=plan.runtime,
+                    precision=plan.precision,
+                    threads=job.threads,
+                    workdir=job.store.root / "operators",
+                    cache=job.store,
+                    fingerprint=job.machine,
+                    transport=transport,
+                )
+        costs = job.profile.costs(plan.runtime, plan.precision)
+        assert costs is not None, "what is estimated has a cost table"
+        return {
+            key: estimate.operator_ms(cost_of(key), costs, threads=job.threads, tile=self._tile(plan)) for key in keys
+        }
+
+    def _attempt(self, name: str, counts: Mapping[str, int]) -> float | None:
+        """Make, convert and time one smaller model; its milliseconds, or ``None`` where there is no file."""
+        assert self.prospect is not None
+        plan = replace(self.bases[name].plan, steps=shrink.steps(self.prospect, counts))
+        candidate = _with_steps(self.job, plan, self.reference)
+        self.found.append(candidate)
+        return candidate.measurement.ci_high_ms if candidate.measurement is not None else None
+
+
+def _with_steps(job: Job, plan: Plan, reference: evaluate.Reference) -> Candidate:
+    """The candidate of a plan that changes the model first."""
+    candidate = lower_one(job, plan, execute.original(job.model))
+    if candidate.failure is not None:
+        return candidate
+    (candidate,) = add_latency(job, [candidate])
+    (candidate,) = add_validation(job, [candidate], reference)
+    return candidate

@@ -1,0 +1,171 @@
+"""The bundle: its files, golden vectors, page and manifest."""
+
+from __future__ import annotations
+
+import datetime
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgecompile import (
+    __version__,
+    bundle,
+    execute,
+    page,
+    search,
+)
+from edgecompile.errors import (
+    EXIT_PREDICTED,
+    LimitNotMet,
+)
+from edgecompile.pipeline.job import Job, some, versions
+from edgecompile.types import (
+    Accuracy,
+    Artifact,
+    Candidate,
+    to_builtins,
+)
+
+GOLDEN_SAMPLES = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildResult:
+    """What a build gives back: the bundle on disk and the exit code that its verdict stands for."""
+
+    bundle: bundle.Bundle
+    exit_code: int
+
+
+def write_bundle(
+    job: Job,
+    candidates: Sequence[Candidate],
+    choice: search.Choice,
+    accuracy: Accuracy | None,
+    original: Accuracy | None,
+) -> BuildResult:
+    artifact = choice.candidate.artifact
+    assert artifact is not None
+    assert choice.candidate.measurement is not None
+    verdict = _verdict(job, choice, accuracy)
+    with job.progress.stage("Write the bundle"), bundle.BundleWriter(job.request.out) as writer:
+        model_path = writer.add("model", artifact.file, f"model{artifact.file.suffix}")
+        golden = _add_golden(job, writer, replace(artifact, file=model_path))
+        if job.data.class_names:
+            writer.add_bytes("labels", ("\n".join(job.data.class_names) + "\n").encode(), "labels.txt")
+        bundle.add_runner(writer, artifact.runtime)
+        manifest = bundle.Manifest(
+            schema_version=bundle.SCHEMA_VERSION,
+            edgecompile_version=__version__,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command_line=job.request.command_line,
+            seed=job.request.seed,
+            options=job.request.options,
+            model=_model_facts(job),
+            target=job.profile.name,
+            architecture=job.profile.architecture,
+            budget=job.budget,
+            verdict=verdict,
+            plan=choice.candidate.plan,
+            runtime=artifact.runtime,
+            precision=artifact.precision,
+            path_taken=artifact.path_taken,
+            full_integer=artifact.precision == "int8" and artifact.float_islands == 0,
+            float_islands=artifact.float_islands,
+            inputs=artifact.inputs,
+            outputs=artifact.outputs,
+            preprocessing=to_builtins(job.data.preprocessing) if job.data.preprocessing is not None else None,
+            measurement=choice.candidate.measurement,
+            accuracy=accuracy,
+            original_accuracy=original,
+            parity=tuple(
+                c.parity for c in candidates if c.parity and c.artifact and c.plan.runtime == artifact.runtime
+            ),
+            candidates=_tried(candidates, choice),
+            data=_data_facts(job),
+            golden=golden,
+            versions=versions(),
+            files=writer.files,
+        )
+        writer.add_bytes("page", page.render(manifest).encode(), "report.html")
+        result = writer.finish(replace(manifest, files=writer.files))
+    return BuildResult(bundle=result, exit_code=verdict.exit_code)
+
+
+def _verdict(job: Job, choice: search.Choice, accuracy: Accuracy | None) -> bundle.Verdict:
+    """The verdict on the file that ships: its accuracy limit is checked on the evaluation part."""
+    missed = search.accuracy_violations(accuracy, job.budget)
+    if choice.status == "not met" or missed:
+        text = choice.text
+        if choice.status != "not met":
+            text = f"{choice.candidate.plan.label} kept the limits on the validation part, but on the evaluation part: "
+            text += "; ".join(missed)
+        return bundle.Verdict(status="not met", text=text, exit_code=LimitNotMet.exit_code, help=choice.help)
+    code = EXIT_PREDICTED if choice.status == "predicted" else 0
+    return bundle.Verdict(status=choice.status, text=choice.text, exit_code=code, help=choice.help)
+
+
+def _add_golden(job: Job, writer: bundle.BundleWriter, artifact: Artifact) -> bundle.Golden:
+    """Golden vectors: real inputs as the file takes them, and what the shipped file made of them here."""
+    samples = some(job.data.evaluation if not job.data.synthetic else job.data.calibration, GOLDEN_SAMPLES)
+    run = execute.raw(artifact)
+    inputs = [execute.to_file_inputs(artifact, sample) for sample in samples]
+    outputs = [run(sample) for sample in inputs]
+    with tempfile.TemporaryDirectory() as folder:
+        for role, name, arrays in (("golden inputs", "inputs", inputs), ("golden outputs", "outputs", outputs)):
+            path = Path(folder) / f"{name}.npz"
+            bundle.write_arrays(path, arrays)
+            writer.add(role, path, f"golden/{name}.npz")  # type: ignore[arg-type]
+    exact = artifact.precision == "int8" and artifact.float_islands == 0
+    return bundle.Golden(
+        samples=len(samples),
+        comparison="exact" if exact else "relative",
+        tolerance=0.0 if exact else bundle.GOLDEN_FLOAT_TOLERANCE,
+    )
+
+
+def _model_facts(job: Job) -> bundle.ModelFacts:
+    return bundle.ModelFacts(
+        name=job.model.name,
+        source=job.model.source,
+        kind=job.model.kind,
+        sha256=job.model.sha256,
+        parameters=job.model.parameters,
+        macs=sum(cost.macs for cost in job.costs),
+        notes=job.model.notes,
+        license=job.request.model_license,
+        source_url=job.request.model_source,
+    )
+
+
+def _tried(candidates: Sequence[Candidate], choice: search.Choice) -> tuple[bundle.TriedCandidate, ...]:
+    return tuple(
+        bundle.TriedCandidate(
+            label=c.plan.label,
+            plan=c.plan,
+            verdict=verdict,
+            size_bytes=c.artifact.size_bytes if c.artifact else None,
+            path_taken=c.artifact.path_taken if c.artifact else None,
+            float_islands=c.artifact.float_islands if c.artifact else None,
+            measurement=c.measurement,
+            validation=c.accuracy,
+            parity=c.parity,
+            failure=c.failure,
+        )
+        for c, verdict in zip(candidates, choice.verdicts, strict=True)
+    )
+
+
+def _data_facts(job: Job) -> bundle.DataFacts | None:
+    if job.data.synthetic:
+        return None
+    return bundle.DataFacts(
+        calibration=len(job.data.calibration),
+        validation=len(job.data.validation),
+        evaluation=len(job.data.evaluation),
+        evaluation_from="--eval" if job.request.evaluation is not None else "held back from --data",
+        skipped=job.data.skipped,
+        digest=job.data.digest,
+        notes=job.data.notes,
+    )
