@@ -142,6 +142,13 @@ def build_options(command: F) -> F:
             show_default=True,
             help="Remove channels where no file of the whole model meets the budget.",
         ),
+        click.option(
+            "--importance",
+            type=click.Choice(["reconstruction", "taylor", "magnitude"]),
+            default="reconstruction",
+            show_default=True,
+            help="What orders the channels that go.",
+        ),
         click.option("--frontier", is_flag=True, help="Try smaller models for tighter budgets, too, and show them."),
         click.option(
             "--train", is_flag=True, help="Distil the smaller model from the original on what is left of --data."
@@ -368,6 +375,7 @@ def _request(
         seed=value["seed"],
         on=value["on"],
         prune=value["prune"],
+        importance=value["importance"],
         frontier=value["frontier"],
         train=value["train"],
         time_limit_min=value["time_limit"],

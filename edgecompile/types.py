@@ -175,6 +175,7 @@ class BuildRequest:
     seed: int = 0
     on: str | None = None
     prune: bool = True
+    importance: str = "reconstruction"
     frontier: bool = False
     train: bool = False
     time_limit_min: float = 30.0

@@ -84,6 +84,7 @@ class _Shrinking:
             fitting(job),
             macs=sum(cost.macs for cost in job.costs),
             tile=tile,
+            method=job.request.importance,  # type: ignore[arg-type]
             seed=job.request.seed,
             progress=job.progress,
         )

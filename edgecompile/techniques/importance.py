@@ -3,19 +3,20 @@
 ``reconstruction`` asks what the readers of a channel lose when their remaining inputs make up for it as well as they
 can: the cost of removing input c of a layer with weights W and Gram matrix H is |W_c|^2 / (H^-1)_cc, after which W and
 H^-1 are updated, as in the Optimal Brain Surgeon (Hassibi & Stork, 1993) and ZipLM (Kurtic et al., 2023,
-arXiv:2302.04089). ``magnitude`` is the squared norm of all weights of a channel, relative to their layers' (Li et al.,
-2017, arXiv:1608.08710).
+arXiv:2302.04089). ``taylor`` is the Fisher information of a gate on the channel (`fisher`). ``magnitude`` is the
+squared norm of all weights of a channel, relative to their layers' (Li et al., 2017, arXiv:1608.08710).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from edgecompile.techniques import fisher
 from edgecompile.techniques.channels import Channels, Group
 from edgecompile.techniques.flow import Flow
 from edgecompile.techniques.rows import Linear, linear
@@ -53,20 +54,21 @@ def orders(
     samples: Sequence[Arrays],
     *,
     method: Importance = "reconstruction",
-    scores: Mapping[str, Array] | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Order]:
     """The order of removal for every group, by name.
 
-    ``reconstruction`` needs ``samples``; ``taylor`` needs ``scores``: by group, one non-negative figure a unit.
+    ``reconstruction`` and ``taylor`` need ``samples``. Raises `UnsupportedModelError` where ``taylor`` cannot
+    differentiate an operator.
     """
     if method == "reconstruction":
         readers = _readers(channels, samples, seed, progress)
         return {group.name: _surgeon(group, readers) for group in channels.groups}
-    found = scores if method == "taylor" else {group.name: _magnitudes(channels, group) for group in channels.groups}
-    if found is None:
-        raise ValueError("the order by Taylor expansion needs scores")
+    if method == "taylor":
+        found = fisher.scores(channels, samples, seed=seed)
+    else:
+        found = {group.name: _magnitudes(channels, group) for group in channels.groups}
     return {group.name: _by_score(group, np.asarray(found[group.name], np.float64)) for group in channels.groups}
 
 
