@@ -18,7 +18,7 @@ LAYERS = (
     {"report"},
     {"search", "bundle", "config", "shrink"},
     {"tables", "allocation", "operator_times"},
-    {"techniques", "lower", "parity", "estimate", "bench", "evaluate"},
+    {"techniques", "lower", "parity", "estimate", "bench", "evaluate", "jetson"},
     {"execute", "model", "graph", "profiles", "calibration", "transport", "tflite_file"},
     {"content", "sandbox", "store", "stats", "progress"},
     {"types"},
