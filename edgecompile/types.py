@@ -206,14 +206,18 @@ class Plan:
     steps: tuple[Step, ...] = ()
     io_dtype: Literal["float32", "int8"] = "float32"
     reduce_range: bool = False
+    #: Of an INT8 plan, the outputs (in the ONNX graph) of weighted operators that stay in float.
+    float_operators: tuple[str, ...] = ()
     calibration_samples: int = 0
     seed: int = 0
 
     @property
     def label(self) -> str:
-        """The short name people read, ``tflite-int8``; four digits stand for the steps that change the model."""
+        """The short name people read, ``tflite-int8``; four digits stand for the steps that change the model, and
+        ``f3`` for three operators of an INT8 file that stay in float."""
         mark = f"-{digest(self.steps)[:4]}" if self.steps else ""
-        return f"{self.runtime}-{self.precision}" + ("-rr" if self.reduce_range else "") + mark
+        mixed = f"-f{len(self.float_operators)}" if self.float_operators else ""
+        return f"{self.runtime}-{self.precision}" + ("-rr" if self.reduce_range else "") + mixed + mark
 
 
 # --------------------------------------------------------------------------------------------------- results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -168,3 +168,59 @@ def unsupported(what: str, operators: Iterable[tuple[str, str]], *, remedy: str 
         remedy=remedy or "replace these operators in the model, or try another runtime",
         operators=pairs,
     )
+
+
+#: How many operators a runtime may have fused behind a weighted one.
+_FUSED = 4
+
+
+def followed(proto: onnx.ModelProto, outputs: Sequence[str], known: Collection[str]) -> list[str]:
+    """For each operator's output in a graph, the tensor of a lowered file that stands for it.
+
+    A runtime fuses what follows an operator (a bias, an activation, a residual addition) into it, so that the file may
+    hold only the result of these. Raises `InputError` for a name the graph does not have, `UnsupportedModelError` where
+    the file has no such tensor.
+    """
+    made = {name for node in proto.graph.node for name in node.output}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in proto.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = []
+    for output in outputs:
+        if output not in made:
+            raise InputError(
+                f"the plan keeps the operator of {output!r} in float, which this model does not have",
+                remedy="replay a plan on the model that it was made for",
+            )
+        name = output
+        for _ in range(_FUSED):
+            if name in known or len(readers.get(name, ())) != 1:
+                break
+            name = readers[name][0].output[0]
+        if name not in known:
+            raise UnsupportedModelError(
+                f"the operator of {output!r} cannot stay in float: the lowered file has no such operator",
+                remedy="build without mixed precision",
+            )
+        found.append(name)
+    return found
+
+
+def connected(sources: Mapping[str, Collection[str]], kept: Iterable[str], weighted: Collection[str]) -> list[str]:
+    """Operators that stay in float, with those without weights that lie between such operators only.
+
+    ``sources`` are the operators that each one reads from.
+    """
+    readers: dict[str, set[str]] = {name: set() for name in sources}
+    for name, read in sources.items():
+        for source in read:
+            readers[source].add(name)
+    staying = set(kept)
+    between = {name for name in sources if name not in weighted and readers[name] and sources[name]}
+    while True:
+        floats = staying | between
+        left = {name for name in between if readers[name] <= floats and set(sources[name]) <= floats}
+        if left == between:
+            return sorted(floats)
+        between = left

@@ -9,7 +9,7 @@ calibration ranges. An operator that TFLite has no int8 kernel for stays in floa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -139,12 +139,12 @@ def _compared_input(graph: Any, operator: Any, rule: Rule) -> int | None:
     return variable[0] if len(variable) == 1 else None
 
 
-def quantize(data: bytes, ranges: Ranges) -> bytes:
+def quantize(data: bytes, ranges: Ranges, keep_float: Collection[str] = ()) -> bytes:
     """The INT8 file with every float operator that `RULES` covers computing in int8."""
     graph = flatbuffer.unpack(data)
     if len(graph.subgraphs) == 1:
         _quantize_unread_outputs(graph)
-        _Pass(graph, ranges).run()
+        _Pass(graph, ranges, keep_float).run()
     return flatbuffer.pack(graph)
 
 
@@ -168,9 +168,10 @@ def _quantize_unread_outputs(graph: Any) -> None:
 class _Pass:
     """One pass over the operators in order; ``int8_of`` maps a float tensor to the int8 tensor with its values."""
 
-    def __init__(self, graph: Any, ranges: Ranges) -> None:
+    def __init__(self, graph: Any, ranges: Ranges, keep_float: Collection[str]) -> None:
         self.graph = graph
         self.ranges = ranges
+        self.keep_float = frozenset(keep_float)
         self.subgraph = graph.subgraphs[0]
         self.tensors = self.subgraph.tensors
         self.int8_of: dict[int, int] = {}
@@ -182,7 +183,8 @@ class _Pass:
             name = flatbuffer.operator_name(self.graph, operator)
             if name == "DEQUANTIZE" and self.tensors[operator.inputs[0]].type == flatbuffer.INT8:
                 self.int8_of[int(operator.outputs[0])] = int(operator.inputs[0])
-            rule = RULES.get(name)
+            kept = flatbuffer.tensor_name(self.tensors[operator.outputs[0]]) in self.keep_float
+            rule = None if kept else RULES.get(name)
             if rule is None or not self._is_float(operator, rule) or not self._convert(operator, rule, consumers):
                 self.operators.append(operator)
         self.subgraph.operators = self.operators

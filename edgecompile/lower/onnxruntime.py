@@ -81,7 +81,9 @@ class OnnxRuntime:
 def _quantized(data: bytes, samples: Sequence[Arrays], plan: Plan, name: str) -> bytes:
     import onnx
 
-    proto = quantize(onnx.load_from_string(data), samples, reduce_range=plan.reduce_range)
+    proto = quantize(
+        onnx.load_from_string(data), samples, reduce_range=plan.reduce_range, keep_float=plan.float_operators
+    )
     made: bytes = proto.SerializeToString(deterministic=True)
     base.open_onnx_session(made, name)
     return made
@@ -95,6 +97,9 @@ def _refuse_fp16(precision: Precision) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- quantization
+
+
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 class _Reader:
@@ -119,9 +124,12 @@ class _Reader:
         return dict(sample)
 
 
-def quantize(proto: onnx.ModelProto, samples: Sequence[Arrays], *, reduce_range: bool = False) -> onnx.ModelProto:
+def quantize(
+    proto: onnx.ModelProto, samples: Sequence[Arrays], *, reduce_range: bool = False, keep_float: Sequence[str] = ()
+) -> onnx.ModelProto:
     """The graph in QDQ form: u8 activations, s8 per-channel weights, ranges by min-max over the samples.
 
+    ``keep_float`` names outputs of operators that stay in float.
     Raises `UnsupportedModelError` when ONNX Runtime's quantizer does not take the graph.
     """
     from onnxruntime import quantization
@@ -139,6 +147,7 @@ def quantize(proto: onnx.ModelProto, samples: Sequence[Arrays], *, reduce_range:
             per_channel=True,
             reduce_range=reduce_range,
             calibrate_method=quantization.CalibrationMethod.MinMax,
+            nodes_to_exclude=_makers(proto, keep_float, prepared),
         )
         return _loaded(folder / "int8.onnx")
 
@@ -154,6 +163,17 @@ def _prepared(proto: onnx.ModelProto, folder: Path) -> Path:
     onnx.save(proto, str(folder / "float.onnx"))
     quant_pre_process(str(folder / "float.onnx"), str(folder / "prepared.onnx"), skip_symbolic_shape=True)
     return folder / "prepared.onnx"
+
+
+def _makers(proto: onnx.ModelProto, outputs: Sequence[str], prepared: Path) -> list[str]:
+    """The names, in the prepared graph, of the nodes that make these outputs."""
+    if not outputs:
+        return []
+    nodes = list(_loaded(prepared).graph.node)
+    made = {name: node.name for node in nodes for name in node.output}
+    kept = [made[name] for name in base.followed(proto, outputs, frozenset(made))]
+    sources = {node.name: {made[name] for name in node.input if name in made} for node in nodes}
+    return base.connected(sources, kept, {node.name for node in nodes if node.op_type in _WEIGHTED})
 
 
 def _loaded(path: Path) -> onnx.ModelProto:

@@ -8,13 +8,14 @@ symmetric int8 weights and per-tensor asymmetric int8 activations with ranges fr
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgecompile.errors import EdgecompileError, UnsupportedModelError
-from edgecompile.lower import child, flatbuffer, islands
+from edgecompile.lower import base, child, flatbuffer, islands
 from edgecompile.lower.islands import Ranges
 from edgecompile.types import Arrays, Port
 
@@ -74,11 +75,17 @@ def _float16_weights(graph: Any) -> dict[int, npt.NDArray[np.float16]]:
 
 
 def int8(
-    data: bytes, inputs: Sequence[Port], samples: Sequence[Arrays], *, io_dtype: Literal["float32", "int8"] = "float32"
+    data: bytes,
+    inputs: Sequence[Port],
+    samples: Sequence[Arrays],
+    *,
+    io_dtype: Literal["float32", "int8"] = "float32",
+    keep_float: Sequence[str] = (),
 ) -> bytes:
     """The full-integer file; ``io_dtype`` says whether its inputs and outputs are float32 or int8 themselves.
 
-    ``samples`` are in the model's layout. Raises `UnsupportedModelError` when the quantizer does not take the graph.
+    ``samples`` are in the model's layout; operators whose output is named in ``keep_float`` stay in float.
+    Raises `UnsupportedModelError` when the quantizer does not take the graph.
     """
     with tempfile.TemporaryDirectory(prefix="edgecompile-") as name:
         folder = Path(name)
@@ -86,7 +93,11 @@ def int8(
         child.write_samples(folder, _InFileLayout(inputs, samples), [port.spec.name for port in inputs])
         answer = child.call(
             "edgecompile.lower.quantize_tflite:int8_in_child",
-            {"inputs": [port.spec.name for port in inputs], "io_dtype": io_dtype},
+            {
+                "inputs": [port.spec.name for port in inputs],
+                "io_dtype": io_dtype,
+                "keep_float": list(keep_float),
+            },
             folder,
             timeout_s=TIMEOUT_S,
             what="the quantization of the float .tflite file",
@@ -123,10 +134,11 @@ def int8_in_child(argument: dict[str, Any]) -> dict[str, Any]:
                 observed = observe(data, feeds)
                 data, observed = without_infinities(data, observed)
                 ranges = islands.carry_ranges(data, observed)
-                tool = quantizer.Quantizer(bytearray(data), _static_recipe(argument["io_dtype"]))
+                kept = _with_connections(data, argument["keep_float"])
+                tool = quantizer.Quantizer(bytearray(data), _static_recipe(argument["io_dtype"], kept))
                 result = bytes(tool.quantize(_as_statistics(data, ranges)).quantized_model)
                 # Names first: the pass over the islands looks ranges up by them, and keeps them.
-                Path("int8.tflite").write_bytes(islands.quantize(_with_interface(result, data), ranges))
+                Path("int8.tflite").write_bytes(islands.quantize(_with_interface(result, data), ranges, kept))
         except UnsupportedModelError as exc:
             return {"failure": exc.message}
     return {}
@@ -257,7 +269,34 @@ def _as_statistics(data: bytes, ranges: Ranges) -> dict[str, dict[str, Any]]:
     }
 
 
-def _static_recipe(io_dtype: Literal["float32", "int8"]) -> Any:
+def weighted_outputs(data: bytes) -> frozenset[str]:
+    """The names of the outputs of the file's operators with weights."""
+    graph = flatbuffer.unpack(data)
+    tensors = graph.subgraphs[0].tensors
+    return frozenset(
+        flatbuffer.tensor_name(tensors[operator.outputs[0]])
+        for operator in graph.subgraphs[0].operators
+        if flatbuffer.operator_name(graph, operator) in _WEIGHTED
+    )
+
+
+def _with_connections(data: bytes, keep_float: Sequence[str]) -> list[str]:
+    """The outputs of operators that stay in float, with those of operators that lie between them.
+
+    Before: ``CONV_2D (float) -> QUANTIZE -> PAD -> DEQUANTIZE -> CONV_2D (float)``. After: no integers in between.
+    """
+    graph = flatbuffer.unpack(data)
+    operators = graph.subgraphs[0].operators
+    names = [flatbuffer.tensor_name(tensor) for tensor in graph.subgraphs[0].tensors]
+    made = {names[i]: names[operator.outputs[0]] for operator in operators for i in operator.outputs}
+    sources = {
+        names[op.outputs[0]]: {made[names[i]] for i in op.inputs if i >= 0 and names[i] in made} for op in operators
+    }
+    weighted = {names[op.outputs[0]] for op in operators if flatbuffer.operator_name(graph, op) in _WEIGHTED}
+    return base.connected(sources, keep_float, weighted)
+
+
+def _static_recipe(io_dtype: Literal["float32", "int8"], keep_float: Sequence[str]) -> Any:
     from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
     recipe = recipe_manager.RecipeManager()
@@ -275,6 +314,12 @@ def _static_recipe(io_dtype: Literal["float32", "int8"]) -> Any:
     for operation in excluded:
         recipe.add_quantization_config(
             regex=_EVERY_OPERATOR, operation_name=operation, algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE
+        )
+    for name in keep_float:
+        recipe.add_quantization_config(
+            regex=f"^{re.escape(name)};?$",
+            operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
+            algorithm_key=quantizer.AlgorithmName.NO_QUANTIZE,
         )
     return recipe.get_quantization_recipe()
 

@@ -72,7 +72,9 @@ def _at_precision(
     if plan.precision == "int8":
         base.require_samples(samples, "INT8 quantization")
         base.require_fit(model, samples)
-        made = qdq.quantize(proto, samples, name=model.name)
+        makers = {name: node.name for node in qdq.prepared(proto).graph.node for name in node.output}
+        kept = [makers[name] for name in base.followed(proto, plan.float_operators, frozenset(makers))]
+        made = qdq.quantize(proto, samples, name=model.name, exclude=kept)
         # The outputs are compared with the float model's on this machine, whose integer kernels may be at fault.
         faults = onnxruntime.kernel_faults(proto.SerializeToString(), made.model.SerializeToString(), samples)
         return made.model, (*_said_of(made), *faults)

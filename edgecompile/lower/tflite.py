@@ -121,7 +121,8 @@ def _smaller(converted: Converted, model: Model, plan: Plan, samples: Sequence[A
         return quantize_tflite.float16(converted.data), None
     base.require_samples(samples, "INT8 quantization")
     base.require_fit(model, samples)
-    data = quantize_tflite.int8(converted.data, converted.inputs, samples, io_dtype=plan.io_dtype)
+    kept = base.followed(base.load_onnx(model), plan.float_operators, quantize_tflite.weighted_outputs(converted.data))
+    data = quantize_tflite.int8(converted.data, converted.inputs, samples, io_dtype=plan.io_dtype, keep_float=kept)
     return data, quantize_tflite.float_islands(data)
 
 

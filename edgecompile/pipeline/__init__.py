@@ -13,6 +13,7 @@ from edgecompile.pipeline.dry import DryRun, dry_run
 from edgecompile.pipeline.job import prepare, work_folder
 from edgecompile.pipeline.latency import add_latency
 from edgecompile.pipeline.plans import propose
+from edgecompile.pipeline.precision import mixed_precision
 from edgecompile.pipeline.smaller import smaller_models
 from edgecompile.pipeline.writing import BuildResult, write_bundle
 from edgecompile.progress import Progress
@@ -31,7 +32,9 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
         candidates = add_latency(job, candidates)
         if reference is not None:
             candidates = add_validation(job, candidates, reference)
+            candidates += mixed_precision(job, candidates, reference)
             candidates += smaller_models(job, candidates, reference)
+            candidates += mixed_precision(job, candidates, reference)
         choice = search.choose(candidates, job.budget)
         accuracy, original = evaluated(job, choice.candidate)
         return write_bundle(job, candidates, choice, accuracy, original)

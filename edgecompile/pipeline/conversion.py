@@ -73,7 +73,9 @@ def _float_artifact(job: Job, plan: Plan, original: RunFunction) -> tuple[Artifa
 
     Raises `UnsupportedModelError` when no path can, or `ParityError` naming the first operator that differs.
     """
-    float_plan = replace(plan, precision="fp32", reduce_range=False, io_dtype="float32", calibration_samples=0)
+    float_plan = replace(
+        plan, precision="fp32", reduce_range=False, io_dtype="float32", calibration_samples=0, float_operators=()
+    )
     runtime = lower.RUNTIMES[plan.runtime]
     failure: UnsupportedModelError | None = None
     for path in runtime.paths:

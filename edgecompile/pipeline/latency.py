@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgecompile import (
-    bench,
-    estimate,
-)
+from edgecompile import bench, estimate, tables
 from edgecompile.pipeline.conversion import changed
 from edgecompile.pipeline.job import Job, bench_options, versions
+from edgecompile.tables.costs import cost_of
 from edgecompile.types import (
     Candidate,
     Measurement,
@@ -62,3 +60,29 @@ def _measured(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
     for warning in dict.fromkeys(w for m in measurements for w in m.warnings):
         job.progress.warn(warning)
     return [replace(c, measurement=by_plan.get(c.plan)) for c in candidates]
+
+
+def tile_of(job: Job, plan: Plan) -> int:
+    """The channels that the plan's runtime computes at a time on the device."""
+    support = job.profile.runtime(plan.runtime)
+    return support.tile.of(plan.precision) if support is not None else 8
+
+
+def operator_times(job: Job, plan: Plan, keys: Sequence[tables.OperatorKey]) -> dict[tables.OperatorKey, float]:
+    """The milliseconds of single operators at a plan's runtime and precision: measured, or the profile's estimates."""
+    if job.here:
+        with job.transport() as transport:
+            return tables.measure(
+                keys,
+                runtime=plan.runtime,
+                precision=plan.precision,
+                threads=job.threads,
+                workdir=job.store.root / "operators",
+                cache=job.store,
+                fingerprint=job.machine,
+                transport=transport,
+            )
+    costs = job.profile.costs(plan.runtime, plan.precision)
+    assert costs is not None, "what is estimated has a cost table"
+    tile = tile_of(job, plan)
+    return {key: estimate.operator_ms(cost_of(key), costs, threads=job.threads, tile=tile) for key in keys}

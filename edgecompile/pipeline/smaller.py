@@ -6,26 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from edgecompile import (
-    estimate,
-    evaluate,
-    execute,
-    search,
-    shrink,
-    tables,
-)
+from edgecompile import evaluate, search, shrink
 from edgecompile.errors import (
     UnsupportedModelError,
 )
-from edgecompile.pipeline.accuracy import add_validation
-from edgecompile.pipeline.conversion import changed, lower_one
+from edgecompile.pipeline.attempts import attempt
+from edgecompile.pipeline.conversion import changed
 from edgecompile.pipeline.job import Job, fitting, versions
-from edgecompile.pipeline.latency import add_latency
-from edgecompile.tables.costs import cost_of
+from edgecompile.pipeline.latency import operator_times, tile_of
 from edgecompile.techniques import distill
 from edgecompile.types import (
     Candidate,
-    Plan,
     digest,
 )
 
@@ -58,7 +49,7 @@ def smaller_models(job: Job, candidates: Sequence[Candidate], reference: evaluat
     if not job.request.frontier and any(not search.violations(c, job.budget) for c in usable):
         return []
     whole = sorted(usable, key=_value_ms)
-    bases = {c.plan.label: c for c in whole if not c.plan.reduce_range}
+    bases = {c.plan.label: c for c in whole if not c.plan.reduce_range and not c.plan.float_operators}
     try:
         return _Shrinking(job=job, bases=dict([*bases.items()][:_BASES]), reference=reference).run()
     except UnsupportedModelError as exc:
@@ -78,7 +69,7 @@ class _Shrinking:
 
     def run(self) -> list[Candidate]:
         job = self.job
-        tile = max(self._tile(c.plan) for c in self.bases.values())
+        tile = max(tile_of(job, c.plan) for c in self.bases.values())
         prospect = self.prospect = shrink.explore(
             job.model,
             fitting(job),
@@ -117,7 +108,7 @@ class _Shrinking:
 
         steps = job.store.cached("training", key, _Steps, make).count
         trained = distill.step(steps=steps, samples=count, seed=job.request.seed)
-        self.found.append(_with_steps(job, replace(plan, steps=(*plan.steps, trained)), self.reference))
+        self.found.append(attempt(job, replace(plan, steps=(*plan.steps, trained)), self.reference))
 
     def _budgets(self, fastest_ms: float) -> list[float]:
         """What to aim at: the budget where it is not met yet, and for a frontier shares of the fastest file."""
@@ -127,53 +118,21 @@ class _Shrinking:
             aims += [share * fastest_ms for share in _FRONTIER if share * fastest_ms < 0.95 * budget_ms]
         return aims
 
-    def _tile(self, plan: Plan) -> int:
-        support = self.job.profile.runtime(plan.runtime)
-        return support.tile.of(plan.precision) if support is not None else 8
-
     def _aim(self, prospect: shrink.Prospect, name: str, candidate: Candidate) -> shrink.Aim:
         plan, measurement = candidate.plan, candidate.measurement
         assert measurement is not None
         with self.job.progress.stage(f"Time the operators of {name}"):
-            space = shrink.space(prospect, lambda keys: self._times(plan, keys), tile=self._tile(plan))
+            space = shrink.space(
+                prospect, lambda keys: operator_times(self.job, plan, keys), tile=tile_of(self.job, plan)
+            )
         aim = shrink.Aim(space=space)
         aim.note(space.whole(), measurement.ci_high_ms)
         return aim
-
-    def _times(self, plan: Plan, keys: Sequence[tables.OperatorKey]) -> dict[tables.OperatorKey, float]:
-        job = self.job
-        if job.here:
-            with job.transport() as transport:
-                return tables.measure(
-                    keys,
-                    runtime=plan.runtime,
-                    precision=plan.precision,
-                    threads=job.threads,
-                    workdir=job.store.root / "operators",
-                    cache=job.store,
-                    fingerprint=job.machine,
-                    transport=transport,
-                )
-        costs = job.profile.costs(plan.runtime, plan.precision)
-        assert costs is not None, "what is estimated has a cost table"
-        return {
-            key: estimate.operator_ms(cost_of(key), costs, threads=job.threads, tile=self._tile(plan)) for key in keys
-        }
 
     def _attempt(self, name: str, counts: Mapping[str, int]) -> float | None:
         """Make, convert and time one smaller model; its milliseconds, or ``None`` where there is no file."""
         assert self.prospect is not None
         plan = replace(self.bases[name].plan, steps=shrink.steps(self.prospect, counts))
-        candidate = _with_steps(self.job, plan, self.reference)
+        candidate = attempt(self.job, plan, self.reference)
         self.found.append(candidate)
         return candidate.measurement.ci_high_ms if candidate.measurement is not None else None
-
-
-def _with_steps(job: Job, plan: Plan, reference: evaluate.Reference) -> Candidate:
-    """The candidate of a plan that changes the model first."""
-    candidate = lower_one(job, plan, execute.original(job.model))
-    if candidate.failure is not None:
-        return candidate
-    (candidate,) = add_latency(job, [candidate])
-    (candidate,) = add_validation(job, [candidate], reference)
-    return candidate

@@ -139,24 +139,25 @@ def _compared(
 ) -> dict[Method, float]:
     """The SQNR (dB) of each graph against the float one; equal graphs are run once."""
     used = [samples[i] for i in range(min(_COMPARED, len(samples)))]
-    expected = _outputs(floating.SerializeToString(), used)
+    expected = outputs_of(floating, used)
     by_bytes: dict[bytes, float] = {}
     found = {}
     for method, model in made.items():
         data = model.SerializeToString(deterministic=True)
         if data not in by_bytes:
-            by_bytes[data] = _sqnr_db(expected, _outputs(data, used))
+            by_bytes[data] = sqnr_db(expected, outputs_of(model, used))
         found[method] = by_bytes[data]
     return found
 
 
-def _outputs(data: bytes, samples: Sequence[Arrays]) -> list[dict[str, npt.NDArray[Any]]]:
-    run = ranges.runner(data, fused=False)
+def outputs_of(model: onnx.ModelProto, samples: Sequence[Arrays]) -> list[dict[str, npt.NDArray[Any]]]:
+    """A graph's outputs for each sample, computed as it is defined, without integer kernels."""
+    run = ranges.runner(model.SerializeToString(deterministic=True), fused=False)
     return [run(sample) for sample in samples]
 
 
-def _sqnr_db(expected: list[dict[str, npt.NDArray[Any]]], found: list[dict[str, npt.NDArray[Any]]]) -> float:
-    """Signal over noise power, where each output counts relative to its own power over all samples."""
+def sqnr_db(expected: list[dict[str, npt.NDArray[Any]]], found: list[dict[str, npt.NDArray[Any]]]) -> float:
+    """Signal over noise power (dB), where each output counts relative to its own power over all samples."""
     import numpy as np
 
     ratios = []
@@ -168,4 +169,4 @@ def _sqnr_db(expected: list[dict[str, npt.NDArray[Any]]], found: list[dict[str, 
     return float(min(-10 * np.log10(max(float(np.mean(ratios)), 1e-30)), _CEILING_DB))
 
 
-__all__ = ["METHODS", "MIN_OPSET", "Method", "Quantized", "prepared", "quantize"]
+__all__ = ["METHODS", "MIN_OPSET", "Method", "Quantized", "outputs_of", "prepared", "quantize", "sqnr_db"]
