@@ -334,7 +334,7 @@ def _typed(ctx: click.Context, param: click.Parameter, value: Value, path: Path)
 def _request(
     ctx: click.Context, config: ProjectConfig | None, target: str, *, several: bool, trust: bool, fresh: bool
 ) -> BuildRequest:
-    from edgecompile.types import BuildRequest
+    from edgecompile import api
 
     resolved = _resolve(ctx, config, target)
     value = {name: pair[0] for name, pair in resolved.items()}
@@ -342,49 +342,15 @@ def _request(
         raise InputError(
             "no model is given", remedy="name it: edgecompile build MODEL --target ...; or edgecompile init"
         )
-    if value["budget_ms"] is not None and value["use_case"] is not None:
-        raise InputError("--budget-ms and --use-case both set the budget", remedy="give one of them")
-    out = value["out"] or Path("out")
-    return BuildRequest(
-        model=_model_reference(value["model"], resolved["model"][1], config),
-        target=target,
-        out=out / target if several or value["out"] is None else out,
-        weights=value["weights"],
-        input_shapes=tuple(value["input_shape"]),
+    out = value.pop("out") or Path("out")
+    model = _model_reference(value.pop("model"), resolved["model"][1], config)
+    value["target"] = target
+    return api.request(
+        model,
+        **value,
+        out=out / target if several or resolved["out"][0] is None else out,
         trust=trust,
-        budget_ms=value["budget_ms"],
-        use_case=value["use_case"],
-        percentile=value["percentile"],
-        max_drop=value["max_drop"],
-        min_sqnr_db=value["min_sqnr"],
-        max_size_mb=value["max_size_mb"],
-        data=value["data"],
-        evaluation=value["eval"],
-        preset=value["preset"],
-        labels=value["labels"],
-        calibration_samples=value["calibration_samples"],
-        validation_samples=value["validation_samples"],
-        evaluation_samples=value["eval_samples"],
-        runtimes=tuple(value["runtime"]),
-        precisions=tuple(value["precision"]),
-        io_dtype=value["io"],
-        threads=value["threads"],
-        warmup_s=value["warmup_seconds"],
-        min_runs=value["min_runs"],
-        min_seconds=value["min_seconds"],
-        seed=value["seed"],
-        on=value["on"],
-        prune=value["prune"],
-        importance=value["importance"],
-        frontier=value["frontier"],
-        train=value["train"],
-        time_limit_min=value["time_limit"],
-        plan=value["plan"],
-        model_license=value["model_license"],
-        model_source=value["model_source"],
-        force=value["force"],
         fresh=fresh,
-        content_dir=value["content_dir"],
         options=_origins(resolved, target),
         command_line=("edgecompile", *sys.argv[1:]),
     )

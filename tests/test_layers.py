@@ -13,6 +13,7 @@ PACKAGE = Path(edgecompile.__file__).parent
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"api"},
     {"pipeline", "measuring", "inspection"},
     {"page"},
     {"report"},
