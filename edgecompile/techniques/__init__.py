@@ -9,23 +9,34 @@ from typing import TypeAlias
 
 from edgecompile.errors import InputError
 from edgecompile.progress import Progress, Silent
-from edgecompile.techniques import distill, pruning
+from edgecompile.techniques import distill, pruning, resolution
 from edgecompile.types import Arrays, Model, Step
 
 Technique: TypeAlias = Callable[[Model, Model, Step, Sequence[Arrays], Path, Progress], Model]
 
 #: Each takes the original, the model so far, its step, samples, a folder, and who watches.
-TECHNIQUES: dict[str, Technique] = {"prune": pruning.apply, "distill": distill.apply}
+TECHNIQUES: dict[str, Technique] = {
+    "distill": distill.apply,
+    "prune": pruning.apply,
+    "resolution": resolution.apply,
+}
 
 
 def apply(
-    model: Model, steps: Sequence[Step], samples: Sequence[Arrays], workdir: Path, progress: Progress | None = None
+    model: Model,
+    steps: Sequence[Step],
+    samples: Sequence[Arrays],
+    workdir: Path,
+    progress: Progress | None = None,
+    *,
+    original: Model | None = None,
 ) -> Model:
     """The model that the steps make of ``model``, one after the other, written into ``workdir``.
 
-    ``samples`` are calibration samples in the model's layout. Raises `InputError` for an unknown technique or option.
+    ``samples`` are calibration samples in the model's layout; ``original`` is what training imitates, if that is not
+    ``model``. Raises `InputError` for an unknown technique or option.
     """
-    original = model
+    original = original or model
     for number, step in enumerate(steps):
         if step.technique not in TECHNIQUES:
             raise InputError(f"there is no technique {step.technique!r}", remedy=f"known: {', '.join(TECHNIQUES)}")
