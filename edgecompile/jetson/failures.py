@@ -65,7 +65,8 @@ class _Case:
         return None
 
     def failure(self, kind: Kind, message: str, remedy: str, operators: tuple[tuple[str, str], ...] = ()) -> Failure:
-        return Failure(kind=kind, step=self.step, message=message, remedy=remedy, operators=operators)
+        named = tuple((_printable(operator), _printable(node)) for operator, node in operators)
+        return Failure(kind=kind, step=self.step, message=_printable(message), remedy=remedy, operators=named)
 
     @property
     def tensorrt(self) -> str:
@@ -205,7 +206,7 @@ def _missing(case: _Case) -> Failure | None:
     return case.failure(
         "missing",
         f"{case.doing} failed: {found[1].strip(chr(39)) or 'a file'} is not there or cannot be read",
-        "is the board's disk full? Free space there, and try again",
+        "look whether the board's disk is full, or whether something empties its temporary folder, and try again",
     )
 
 
@@ -438,6 +439,11 @@ def _unknown(case: _Case) -> Failure:
 
 def _plain(row: str) -> str:
     return _TAGS.sub("", row).strip()
+
+
+def _printable(text: str) -> str:
+    """What a board sent must not steer the terminal that shows it."""
+    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _short(text: str) -> str:

@@ -66,7 +66,7 @@ class Clocks:
 class Usage:
     """One line of ``tegrastats``; ``temperatures_c`` and ``power_mw`` (at that moment) by the board's own names.
 
-    ``cpu_percent`` has ``None`` for a core that is off. Where two rails have one name (``NC``), neither is kept.
+    ``cpu_percent`` has ``None`` for a core that is off.
     """
 
     ram_used_mb: int | None = None
@@ -125,7 +125,7 @@ def parse_power_mode(text: str) -> PowerMode | None:
 _FREQUENCIES = r"MinFreq=(\d+) +MaxFreq=(\d+) +CurrentFreq=(\d+)"
 _GPU = re.compile(rf"GPU +{_FREQUENCIES}")
 _EMC = re.compile(rf"EMC +{_FREQUENCIES} +FreqOverride=[01]")
-_CPU = re.compile(rf"cpu\d+: +(?:Online=([01]) +)?Gov?e?r?n?or=\S+ +{_FREQUENCIES}(?: .*)?")
+_CPU = re.compile(rf"cpu\d+: +(?:Online=([01]) +)?Go\w*nor=\S+ +{_FREQUENCIES}(?: .*)?")
 
 
 def parse_clocks(text: str) -> Clocks | None:
@@ -158,10 +158,13 @@ def _one(found: list[Clock]) -> Clock | None:
 _RAM = re.compile(r"(?:^| )RAM (\d+)/(\d+)MB ")
 _SWAP = re.compile(r" SWAP (\d+)/(\d+)MB ")
 _CORES = re.compile(r" (?:CPU|cpu) \[([^\[\] ]*)\](?:@\d+)? ")
-_GR3D = re.compile(r" GR3D(?:_FREQ)? (\d+)%(?:@(?:\[(\d+)(?:,\d+)*\] |(\d+) (?=\S))| )")
+_GPU_USE = re.compile(r" GR3D(?:_FREQ)? (\d+)%(?=[@ ])")
+_GPU_MHZ = re.compile(r" GR3D(?:_FREQ)? \d+%@(?:\[(\d+)(?:,\d+)*\] |(\d+) (?=\S))")
 _EMC_USE = re.compile(r" EMC(?:_FREQ)? (\d+)%(?:@\d+)? ")
 _TEMPERATURE = re.compile(r"(?<= )([A-Za-z][\w-]*)@(-?\d+(?:\.\d+)?)C(?= )")
 _POWER = re.compile(r"(?<= )([A-Z][A-Z0-9_]*) (\d+)(mW)?/(\d+)(mW)?(?= )")
+#: Memory, and a channel that is not connected.
+_NOT_RAILS = ("RAM", "SWAP", "IRAM", "NC")
 _START = re.compile(r"(?:\d\d-\d\d-\d{4} \d\d:\d\d:\d\d )?RAM \d")
 
 
@@ -177,9 +180,8 @@ def parse_usage(text: str) -> Usage | None:
 
 
 def _usage(row: str) -> Usage:
-    ram, swap, gpu = _RAM.search(row), _SWAP.search(row), _GR3D.search(row)
-    emc, cores = _EMC_USE.search(row), _CORES.search(row)
-    frequency = (gpu[2] or gpu[3]) if gpu else None
+    ram, swap, cores = _RAM.search(row), _SWAP.search(row), _CORES.search(row)
+    gpu, clock, emc = _GPU_USE.search(row), _GPU_MHZ.search(row), _EMC_USE.search(row)
     return Usage(
         ram_used_mb=int(ram[1]) if ram else None,
         ram_total_mb=int(ram[2]) if ram else None,
@@ -187,7 +189,7 @@ def _usage(row: str) -> Usage:
         swap_total_mb=int(swap[2]) if swap else None,
         cpu_percent=_cores(cores[1]) if cores else (),
         gpu_percent=int(gpu[1]) if gpu else None,
-        gpu_mhz=int(frequency) if frequency else None,
+        gpu_mhz=int(clock[1] or clock[2]) if clock else None,
         emc_percent=int(emc[1]) if emc else None,
         temperatures_c={m[1]: float(m[2]) for m in _TEMPERATURE.finditer(row) if float(m[2]) > _COLDEST_C},
         power_mw=_power(row),
@@ -205,9 +207,8 @@ def _cores(text: str) -> tuple[int | None, ...]:
 
 
 def _power(row: str) -> dict[str, int]:
-    rails = [(m[1], int(m[2])) for m in _POWER.finditer(row) if m[3] == m[5] and m[1] not in ("RAM", "SWAP", "IRAM")]
-    names = [name for name, _ in rails]
-    return {name: mw for name, mw in rails if names.count(name) == 1}
+    found = (m for m in _POWER.finditer(row) if m[3] == m[5])
+    return {m[1]: int(m[2]) for m in found if m[1] not in _NOT_RAILS}
 
 
 # -------------------------------------------------------------------------------------------------- throttling

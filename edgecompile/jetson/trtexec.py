@@ -7,7 +7,6 @@ unit and the whole line that it stands in. Times are milliseconds.
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -381,8 +380,10 @@ def _json(text: str, what: str) -> Any:
 
 def _number(row: Any, key: str, what: str) -> float:
     value = row.get(key) if isinstance(row, dict) else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
-        raise _broken(what, f"{key} is {value!r}")
+    # The comparison goes first: an integer may be too large for a float.
+    usable = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
+    if not usable or value is None:
+        raise _broken(what, f"{key} is {str(value)[:40]}")
     return float(value)
 
 
