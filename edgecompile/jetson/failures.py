@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal[
 ]  # fmt: skip
 
 _STEPS: dict[Step, str] = {"build": "building the engine", "run": "running the engine"}
-_NOT_AN_ERROR = re.compile(r"\[[WIV]\](?:$| )")
+_NOT_AN_ERROR = re.compile(r"\[[WIV]\]")
 _TAGS = re.compile(r"^(?:\[[^\]]*\] ?)+")
 
 

@@ -399,6 +399,27 @@ def test_layers_in_detail() -> None:
 
 
 @pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ({"Format/DataType": "Int8 NC/4HW4"}, "Int8 NC/4HW4"),
+        ({"DataType": "Float", "Format": "Row major linear FP32 format (kLINEAR)"},
+         "Float Row major linear FP32 format (kLINEAR)"),
+        ({"Dimensions": "?"}, None),
+    ],
+)  # fmt: skip
+def test_formats_by_version(entry: dict[str, str], expected: str | None) -> None:
+    layer = {"Name": "l", "Outputs": [{"Name": "y"} | entry]}
+    (found,) = parse_layers(json.dumps({"Layers": [layer], "I/O Tensors": []}))
+    assert found.outputs == (LayerTensor(name="y", format=expected),)
+
+
+def test_a_mean_that_was_summed_in_32_bits() -> None:
+    text = "[I] Latency: min = 0.5 ms, max = 0.501 ms, mean = 0.499 ms, median = 0.5 ms\n"
+    assert parse_log(text).latency is not None
+    assert parse_log(text.replace("0.499", "0.0499")).latency is None
+
+
+@pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"Layers": {}}', '{"Layers": [{}]}', '{"Layers": [3]}', '{"Layers": ["a"']
 )
 def test_broken_layers_are_refused(text: str) -> None:
