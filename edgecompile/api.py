@@ -54,6 +54,7 @@ class BuildOptions(TypedDict, total=False):
     min_seconds: float
     seed: int
     prune: bool
+    resolutions: Sequence[int]
     importance: Literal["reconstruction", "taylor", "magnitude"]
     frontier: bool
     train: bool
@@ -109,7 +110,7 @@ def _as_field(name: str, value: Any) -> Any:
         return None if value is None else Path(value)
     if name == "input_shape":
         return _shapes(value)
-    return tuple(value) if name in ("precision", "runtime") else value
+    return tuple(value) if name in ("precision", "resolutions", "runtime") else value
 
 
 def _shapes(given: Shapes) -> tuple[tuple[str, tuple[int, ...]], ...]:

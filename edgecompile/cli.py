@@ -44,6 +44,23 @@ class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
         return name, shape
 
 
+class Sizes(click.ParamType[tuple[int, ...]]):
+    """``224,192,160``."""
+
+    name = "N,N,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        try:
+            sizes = tuple(int(part) for part in str(value).split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is not a list of sizes like 224,192,160", param, ctx)
+        if not sizes or min(sizes) < 1:
+            self.fail(f"{value!r} has no size, or one below 1", param, ctx)
+        return sizes
+
+
 def common(command: F) -> F:
     """The options every command has."""
     for option in (
@@ -141,6 +158,12 @@ def build_options(command: F) -> F:
             default=True,
             show_default=True,
             help="Remove channels where no file of the whole model meets the budget.",
+        ),
+        click.option(
+            "--resolutions",
+            type=Sizes(),
+            default=(),
+            help="Shorter sides in pixels that the input may have instead, like 192,160.",
         ),
         click.option(
             "--importance",

@@ -176,6 +176,7 @@ class BuildRequest:
     on: str | None = None
     prune: bool = True
     importance: str = "reconstruction"
+    resolutions: tuple[int, ...] = ()
     frontier: bool = False
     train: bool = False
     time_limit_min: float = 30.0

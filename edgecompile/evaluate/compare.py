@@ -74,7 +74,8 @@ def accuracy(
     base = original if isinstance(original, Reference) else reference(original, samples, metric=metric)
     if base.samples.names != samples.names[: len(base.samples)] or metric not in (None, base.metric):
         raise EdgecompileError("the reference was made on other samples, or for another metric")
-    kept = _run(run, base.samples, base.scorer, progress)
+    # The same images, though they may be of another size than the original takes.
+    kept = _run(run, samples[: len(base.samples)], base.scorer, progress)
     return base.scorer.compare(kept, base.kept)
 
 

@@ -14,6 +14,7 @@ from edgecompile.pipeline.job import prepare, work_folder
 from edgecompile.pipeline.latency import add_latency
 from edgecompile.pipeline.plans import propose
 from edgecompile.pipeline.precision import mixed_precision
+from edgecompile.pipeline.resolutions import other_resolutions
 from edgecompile.pipeline.smaller import smaller_models
 from edgecompile.pipeline.writing import BuildResult, write_bundle
 from edgecompile.progress import Progress
@@ -33,6 +34,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
         if reference is not None:
             candidates = add_validation(job, candidates, reference)
             candidates += mixed_precision(job, candidates, reference)
+            candidates += other_resolutions(job, candidates, reference)
             candidates += smaller_models(job, candidates, reference)
             candidates += mixed_precision(job, candidates, reference)
         choice = search.choose(candidates, job.budget)

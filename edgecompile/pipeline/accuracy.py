@@ -13,6 +13,7 @@ from edgecompile import (
 from edgecompile.errors import (
     InputError,
 )
+from edgecompile.pipeline.conversion import changed
 from edgecompile.pipeline.job import Job, each, versions
 from edgecompile.types import (
     Accuracy,
@@ -60,8 +61,10 @@ def _accuracy(
 ) -> Accuracy:
     artifact = candidate.artifact
     assert artifact is not None
-    samples = job.data.validation if part == "validation" else job.data.evaluation
-    key = digest(part, artifact.sha256, job.model.sha256, job.data.digest, len(samples), versions())
+    # The reference is the original's, on the same images at its own size.
+    data = changed(job, candidate.plan).data
+    samples = data.validation if part == "validation" else data.evaluation
+    key = digest(part, artifact.sha256, job.model.sha256, job.data.digest, data.digest, len(samples), versions())
     return job.store.cached(
         "accuracy",
         key,

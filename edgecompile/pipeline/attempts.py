@@ -1,6 +1,8 @@
-"""One further candidate, all the way: made, converted, compared, timed and validated."""
+"""Further candidates, one at a time, all the way: made, converted, compared, timed and validated."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from edgecompile import evaluate, execute
 from edgecompile.pipeline.accuracy import add_validation
@@ -18,3 +20,17 @@ def attempt(job: Job, plan: Plan, reference: evaluate.Reference) -> Candidate:
     (candidate,) = add_latency(job, [candidate])
     (candidate,) = add_validation(job, [candidate], reference)
     return candidate
+
+
+#: Ways to run the model that changed ones start from.
+_BASES = 3
+
+
+def fastest(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The fastest few files of the whole model, in plain precisions."""
+    plain = [
+        c
+        for c in candidates
+        if c.measurement is not None and not (c.plan.steps or c.plan.reduce_range or c.plan.float_operators)
+    ]
+    return sorted(plain, key=lambda c: c.measurement.value_ms if c.measurement is not None else 0.0)[:_BASES]

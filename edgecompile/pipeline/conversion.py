@@ -19,7 +19,7 @@ from edgecompile.errors import (
     ParityError,
     UnsupportedModelError,
 )
-from edgecompile.pipeline.job import Job, fitting, some, versions
+from edgecompile.pipeline.job import Job, fitting, load_data, some, versions
 from edgecompile.types import (
     Arrays,
     Artifact,
@@ -28,6 +28,7 @@ from edgecompile.types import (
     Parity,
     Plan,
     RunFunction,
+    Step,
     digest,
 )
 
@@ -180,12 +181,29 @@ class _Changed:
 
 
 def changed(job: Job, plan: Plan) -> Job:
-    """The job with the model that the plan's steps make."""
-    key = digest("steps", job.model.sha256, plan.steps, job.data.digest, versions())
+    """The job with the model that the plan's steps make, and data that fits it."""
+    if not plan.steps:
+        return job
+    first, *rest = plan.steps
+    base = _at_resolution(job, first) if first.technique == "resolution" else job
+    steps = tuple(rest) if base is not job else plan.steps
+    if not steps:
+        return base
+    key = digest("steps", base.model.sha256, steps, base.data.digest, versions())
+
+    def make(folder: Path) -> _Changed:
+        model = techniques.apply(base.model, steps, fitting(base), folder, job.progress, original=job.model)
+        return _Changed(model=model)
+
+    model = job.store.cached("model", key, _Changed, make).model
+    return replace(base, model=model, costs=graph.operators(model.path))
+
+
+def _at_resolution(job: Job, step: Step) -> Job:
+    """The job with an input of other pixels: the model, and the data read anew."""
+    key = digest("steps", job.model.sha256, step, versions())
     kept = job.store.cached(
-        "model",
-        key,
-        _Changed,
-        lambda folder: _Changed(model=techniques.apply(job.model, plan.steps, fitting(job), folder, job.progress)),
+        "model", key, _Changed, lambda folder: _Changed(model=techniques.apply(job.model, (step,), (), folder))
     )
-    return replace(job, model=kept.model, costs=graph.operators(kept.model.path))
+    data = load_data(job.request, kept.model)
+    return replace(job, model=kept.model, data=data, costs=graph.operators(kept.model.path))

@@ -31,6 +31,7 @@ from edgecompile.types import (
     BuildRequest,
     Model,
     OperatorCost,
+    TensorSpec,
     digest,
 )
 
@@ -92,7 +93,7 @@ def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
     for note in model.notes:
         progress.note(note)
     with progress.stage("Read the data"):
-        data = _load_data(request, model)
+        data = load_data(request, model)
     for note in data.notes:
         progress.note(note)
     return Job(
@@ -116,7 +117,13 @@ def _input_shapes(request: BuildRequest) -> dict[str, tuple[int, ...]] | tuple[i
     return shapes
 
 
-def _load_data(request: BuildRequest, model: Model) -> calibration.CalibrationSet:
+def load_data(request: BuildRequest, model: Model) -> calibration.CalibrationSet:
+    """The data of a request as a model takes it; read once for each shape of the inputs. Raises `InputError`."""
+    return _read(request, model.inputs)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(request: BuildRequest, inputs: tuple[TensorSpec, ...]) -> calibration.CalibrationSet:
     limits = (request.evaluation, request.max_drop, request.min_sqnr_db)
     if request.data is None and any(limit is not None for limit in limits):
         raise InputError("accuracy was asked for, but there is no data", remedy="give a folder with --data")
@@ -125,7 +132,7 @@ def _load_data(request: BuildRequest, model: Model) -> calibration.CalibrationSe
         preset = calibration.load_preset(request.preset, content_dir=request.content_dir)
     return calibration.load(
         preset,
-        model.inputs,
+        inputs,
         data=request.data,
         evaluation=request.evaluation,
         labels=request.labels,

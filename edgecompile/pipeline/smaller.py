@@ -15,10 +15,7 @@ from edgecompile.pipeline.conversion import changed
 from edgecompile.pipeline.job import Job, fitting, versions
 from edgecompile.pipeline.latency import operator_times, tile_of
 from edgecompile.techniques import distill
-from edgecompile.types import (
-    Candidate,
-    digest,
-)
+from edgecompile.types import Candidate, Step, digest
 
 #: Ways to run the model that smaller ones start from: the fastest few.
 _BASES = 3
@@ -37,24 +34,39 @@ class _Steps:
     count: int
 
 
+def smaller_models(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
+    """Smaller models, where no file of the whole model keeps every limit: at its own resolution, then at others."""
+    usable = [c for c in candidates if c.failure is None and c.measurement is not None]
+    whole = [c for c in usable if not c.plan.steps]
+    if not whole or not job.request.prune or job.request.plan is not None:
+        return []
+    if not job.request.frontier and any(not search.violations(c, job.budget) for c in whole):
+        return []
+    found: list[Candidate] = []
+    for prefix in dict.fromkeys(c.plan.steps for c in usable if _only_resolution(c)):
+        bases = {c.plan.label: c for c in usable if c.plan.steps == prefix and _is_base(c)}
+        names = sorted(bases, key=lambda name: _value_ms(bases[name]))[:_BASES]
+        shrinking = _Shrinking(job=job, prefix=prefix, bases={name: bases[name] for name in names}, reference=reference)
+        try:
+            found += shrinking.run()
+        except UnsupportedModelError as exc:
+            job.progress.warn(exc.message)
+            break
+    if job.request.train:
+        found += _trained(job, [*usable, *found], reference)
+    return found
+
+
+def _only_resolution(candidate: Candidate) -> bool:
+    return all(step.technique == "resolution" for step in candidate.plan.steps)
+
+
+def _is_base(candidate: Candidate) -> bool:
+    return not candidate.plan.reduce_range and not candidate.plan.float_operators
+
+
 def _value_ms(candidate: Candidate) -> float:
     return candidate.measurement.value_ms if candidate.measurement is not None else float("inf")
-
-
-def smaller_models(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
-    """Smaller models, where no file of the whole model keeps every limit."""
-    usable = [c for c in candidates if c.failure is None and c.measurement is not None]
-    if not usable or not job.request.prune or job.request.plan is not None:
-        return []
-    if not job.request.frontier and any(not search.violations(c, job.budget) for c in usable):
-        return []
-    whole = sorted(usable, key=_value_ms)
-    bases = {c.plan.label: c for c in whole if not c.plan.reduce_range and not c.plan.float_operators}
-    try:
-        return _Shrinking(job=job, bases=dict([*bases.items()][:_BASES]), reference=reference).run()
-    except UnsupportedModelError as exc:
-        job.progress.warn(exc.message)
-        return []
 
 
 @dataclass(slots=True, kw_only=True)
@@ -62,13 +74,17 @@ class _Shrinking:
     """One search for smaller models: the ways to run them that it starts from, and what came of it."""
 
     job: Job
+    prefix: tuple[Step, ...]
     bases: dict[str, Candidate]
     reference: evaluate.Reference
     found: list[Candidate] = field(default_factory=list)
     prospect: shrink.Prospect | None = None
 
     def run(self) -> list[Candidate]:
-        job = self.job
+        budgets = self._budgets(min(c.measurement.ci_high_ms for c in self.bases.values() if c.measurement is not None))
+        if not budgets:
+            return []
+        job = changed(self.job, replace(_first(self.bases).plan, steps=self.prefix))
         tile = max(tile_of(job, c.plan) for c in self.bases.values())
         prospect = self.prospect = shrink.explore(
             job.model,
@@ -81,34 +97,12 @@ class _Shrinking:
         )
         aims = {name: self._aim(prospect, name, c) for name, c in self.bases.items()}
         least = min(aim.reachable_ms() for aim in aims.values())
-        for budget_ms in self._budgets(min(aim.whole_ms for aim in aims.values())):
+        for budget_ms in budgets:
             if not shrink.search(aims, budget_ms, self._attempt):
                 job.progress.note(
                     f"no smaller model was found for {budget_ms:.3g} ms: pruning may reach about {least:.3g} ms"
                 )
-        if job.request.train:
-            self._train()
         return self.found
-
-    def _train(self) -> None:
-        """Distil the best of what was found: latency does not depend on the weights, so nothing else is worth it."""
-        usable = [c for c in self.found if c.failure is None]
-        if not usable:
-            return
-        best = search.choose(usable, self.job.budget).candidate
-        job, plan = self.job, best.plan
-        student, samples = changed(job, plan).model, fitting(job)
-        count = distill.sample_count(job.model, len(samples))
-        one = distill.step(steps=1, samples=count, seed=job.request.seed)
-        key = digest("training", job.model.sha256, student.sha256, one, job.request.time_limit_min, versions())
-
-        def make(_: Path) -> _Steps:
-            seconds = distill.seconds_a_step(job.model, student, samples, one)
-            return _Steps(count=max(1, round(_TRAINING_SHARE * 60 * job.request.time_limit_min / seconds)))
-
-        steps = job.store.cached("training", key, _Steps, make).count
-        trained = distill.step(steps=steps, samples=count, seed=job.request.seed)
-        self.found.append(attempt(job, replace(plan, steps=(*plan.steps, trained)), self.reference))
 
     def _budgets(self, fastest_ms: float) -> list[float]:
         """What to aim at: the budget where it is not met yet, and for a frontier shares of the fastest file."""
@@ -132,7 +126,36 @@ class _Shrinking:
     def _attempt(self, name: str, counts: Mapping[str, int]) -> float | None:
         """Make, convert and time one smaller model; its milliseconds, or ``None`` where there is no file."""
         assert self.prospect is not None
-        plan = replace(self.bases[name].plan, steps=shrink.steps(self.prospect, counts))
+        plan = replace(self.bases[name].plan, steps=(*self.prefix, *shrink.steps(self.prospect, counts)))
         candidate = attempt(self.job, plan, self.reference)
         self.found.append(candidate)
         return candidate.measurement.ci_high_ms if candidate.measurement is not None else None
+
+
+def _first(bases: Mapping[str, Candidate]) -> Candidate:
+    return next(iter(bases.values()))
+
+
+def _trained(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
+    """Distil the best smaller model: latency does not depend on the weights, so nothing else is worth it."""
+    usable = [c for c in candidates if c.failure is None and c.plan.steps and not _has_trained(c)]
+    if not usable:
+        return []
+    plan = search.choose(usable, job.budget).candidate.plan
+    mine = changed(job, plan)
+    samples = fitting(mine)
+    count = distill.sample_count(mine.model, len(samples))
+    one = distill.step(steps=1, samples=count, seed=job.request.seed)
+    key = digest("training", job.model.sha256, mine.model.sha256, one, job.request.time_limit_min, versions())
+
+    def make(_: Path) -> _Steps:
+        seconds = distill.seconds_a_step(job.model, mine.model, samples, one)
+        return _Steps(count=max(1, round(_TRAINING_SHARE * 60 * job.request.time_limit_min / seconds)))
+
+    steps = job.store.cached("training", key, _Steps, make).count
+    trained = distill.step(steps=steps, samples=count, seed=job.request.seed)
+    return [attempt(job, replace(plan, steps=(*plan.steps, trained)), reference)]
+
+
+def _has_trained(candidate: Candidate) -> bool:
+    return any(step.technique == "distill" for step in candidate.plan.steps)

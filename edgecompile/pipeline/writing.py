@@ -19,6 +19,7 @@ from edgecompile.errors import (
     EXIT_PREDICTED,
     LimitNotMet,
 )
+from edgecompile.pipeline.conversion import changed
 from edgecompile.pipeline.job import Job, some, versions
 from edgecompile.types import (
     Accuracy,
@@ -49,9 +50,10 @@ def write_bundle(
     assert artifact is not None
     assert choice.candidate.measurement is not None
     verdict = _verdict(job, choice, accuracy)
+    mine = changed(job, choice.candidate.plan)
     with job.progress.stage("Write the bundle"), bundle.BundleWriter(job.request.out) as writer:
         model_path = writer.add("model", artifact.file, f"model{artifact.file.suffix}")
-        golden = _add_golden(job, writer, replace(artifact, file=model_path))
+        golden = _add_golden(mine, writer, replace(artifact, file=model_path))
         if job.data.class_names:
             writer.add_bytes("labels", ("\n".join(job.data.class_names) + "\n").encode(), "labels.txt")
         bundle.add_runner(writer, artifact.runtime)
@@ -75,7 +77,7 @@ def write_bundle(
             float_islands=artifact.float_islands,
             inputs=artifact.inputs,
             outputs=artifact.outputs,
-            preprocessing=to_builtins(job.data.preprocessing) if job.data.preprocessing is not None else None,
+            preprocessing=to_builtins(mine.data.preprocessing) if mine.data.preprocessing is not None else None,
             measurement=choice.candidate.measurement,
             accuracy=accuracy,
             original_accuracy=original,
