@@ -123,13 +123,16 @@ def prepare(net: str, folder: Path) -> Job:
 def write_job(net: str, folder: Path) -> None:
     """Export a net of the zoo with random weights, prepare it as `edgecompile build` does, and draw the samples."""
     from edgecompile import model as models
+    from edgecompile.types import encode
 
     source = Path(net)
     if source.suffix != ".onnx":
         from tests import zoo
 
         source = zoo.export_onnx(zoo.build(net), zoo.input_shapes(net), folder / "exported.onnx")
-    (port,) = models.load(str(source), folder).inputs
+    model = models.load(str(source), folder)
+    (port,) = model.inputs
+    (folder / "prepared_model.json").write_bytes(encode(model))
     rng = np.random.default_rng(0)
     np.save(folder / "samples.npy", rng.uniform(0, 1, (SAMPLES, *port.shape[1:])).astype(np.float32))
     (folder / "job.json").write_text(json.dumps({"input": port.name, "shape": port.shape}))
@@ -196,7 +199,7 @@ def convert_here(side: str, kind: str, folder: Path, *, warm: bool) -> None:
 
     started = time.perf_counter()
     model = _model(folder)
-    samples = [{model.inputs[0].name: array[None]} for array in np.load(folder / "samples.npy")]
+    samples = [{model.inputs[0].name: a[None]} for a in np.load(folder / "samples.npy")] if kind == "all" else []
     floating: Artifact | None = None
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     for precision in precisions if kind == "all" else precisions[:2]:
@@ -224,30 +227,10 @@ def _import_everything(side: str) -> None:
 
 
 def _model(folder: Path) -> Any:
-    """The prepared model as the loader describes it, without preparing it again."""
-    import onnx
+    """The prepared model as the loader described it: a build has that description at hand too."""
+    from edgecompile.types import Model, decode
 
-    from edgecompile.types import Model, TensorSpec, file_sha256
-
-    path = folder / "model.onnx"
-    graph = onnx.load(str(path)).graph
-
-    def spec(value: Any) -> TensorSpec:
-        kind = value.type.tensor_type
-        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
-        return TensorSpec(name=value.name, shape=tuple(d.dim_value for d in kind.shape.dim), dtype=dtype)
-
-    return Model(
-        name=folder.name,
-        path=path,
-        original_path=path,
-        inputs=tuple(spec(value) for value in graph.input),
-        outputs=tuple(spec(value) for value in graph.output),
-        source=str(path),
-        kind="onnx",
-        sha256=file_sha256(path),
-        parameters=0,
-    )
+    return decode((folder / "prepared_model.json").read_bytes(), Model)
 
 
 # ---------------------------------------------------------------------------------------------------------- results

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from edgecompile.errors import InputError, UnsupportedModelError
 from edgecompile.store import write_atomically
-from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName, file_sha256
+from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
 
 if TYPE_CHECKING:
     import onnx
@@ -76,7 +77,7 @@ def write_artifact(
         outputs=outputs,
         path_taken=path_taken,
         size_bytes=len(data),
-        sha256=file_sha256(file),
+        sha256=hashlib.sha256(data).hexdigest(),
         float_islands=float_islands,
         notes=notes,
     )

@@ -16,6 +16,8 @@ SIGNATURE_KEY = "serving_default"
 _IDENTIFIER = b"TFL3"
 #: ``Buffer.data`` is declared ``force_align: 16`` in the TFLite schema: kernels may load weights with aligned loads.
 _BUFFER_ALIGNMENT = 16
+#: What the builder can hold.
+_MOST_BYTES = (1 << 31) - 1
 
 FLOAT32, FLOAT16, INT32, INT8 = 0, 1, 2, 9
 #: Versions of operators that are added here, where 1 does not do: DEQUANTIZE (6) of float16, QUANTIZE (114) of int8.
@@ -47,26 +49,37 @@ def unpack(data: bytes) -> Any:
 
 def pack(model: Any) -> bytes:
     """A ``ModelT`` as the bytes of a ``.tflite`` file, buffers aligned to 16 bytes."""
+    import numpy as np
+
+    size = 1 << 20
+    for buffer in model.buffers:
+        if buffer.data is not None:
+            if not isinstance(buffer.data, np.ndarray):
+                buffer.data = np.frombuffer(bytes(buffer.data), dtype=np.uint8)
+            size += buffer.data.nbytes + _BUFFER_ALIGNMENT
+    return finish(model, size)
+
+
+def finish(model: Any, size: int) -> bytes:
+    """A ``ModelT`` whose buffers are NumPy arrays as bytes; ``size`` is about how many, so that nothing is moved."""
     import flatbuffers  # type: ignore[import-untyped]
     import numpy as np
 
     class AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
-        # `Builder.CreateNumpyVector` aligns to the item size and so ignores the schema's `force_align` of buffers.
+        # `Builder.CreateNumpyVector` aligns to the item size and so ignores the schema's `force_align` of buffers:
+        # kernels may load weights with aligned loads.
         def CreateNumpyVector(self, x: npt.NDArray[np.generic]) -> int:
             if x.dtype != np.uint8 or x.ndim != 1:
                 return int(super().CreateNumpyVector(x))
             self.StartVector(1, x.size, _BUFFER_ALIGNMENT)
             self.head = int(self.Head() - x.size)
-            self.Bytes[self.Head() : self.Head() + x.size] = x.tobytes()
+            self.Bytes[self.Head() : self.Head() + x.size] = np.ascontiguousarray(x).data
             self.vectorNumElems = x.size
             return int(self.EndVector())
 
-    for buffer in model.buffers:
-        if buffer.data is not None:
-            buffer.data = np.frombuffer(bytes(buffer.data), dtype=np.uint8)
-    builder = AlignedBuilder(1 << 20)
+    builder = AlignedBuilder(min(size, _MOST_BYTES))
     builder.Finish(model.Pack(builder), _IDENTIFIER)
-    return bytes(builder.Output())
+    return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
 
 def operator_name(model: Any, operator: Any) -> str:
@@ -101,7 +114,8 @@ def constant_floats(model: Any, tensor: Any) -> npt.NDArray[np.float32] | None:
 
     if tensor.type != FLOAT32 or not is_constant(model, tensor):
         return None
-    return np.frombuffer(bytes(model.buffers[tensor.buffer].data), dtype="<f4")
+    data = model.buffers[tensor.buffer].data
+    return np.ascontiguousarray(data).view("<f4") if isinstance(data, np.ndarray) else np.frombuffer(bytes(data), "<f4")
 
 
 def add_constant(
@@ -117,7 +131,7 @@ def add_constant(
     from ai_edge_litert import schema_py_generated as schema
 
     buffer = schema.BufferT()
-    buffer.data = np.frombuffer(values.tobytes(), dtype=np.uint8)
+    buffer.data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
     model.buffers.append(buffer)
     tensor = copy.copy(like)
     tensor.buffer = len(model.buffers) - 1
@@ -302,11 +316,25 @@ def interface_names(model: Any, side: Literal["inputs", "outputs"]) -> list[str]
 def ports(model: Any, like: Sequence[Port], indices: Sequence[int]) -> tuple[Port, ...]:
     """The ports of a file whose tensors ``indices`` correspond to ``like``, which has the names and permutations."""
     tensors = model.subgraphs[0].tensors
-    return tuple(
-        Port(
-            spec=tensor_spec(tensors[index], tensor_name(tensors[index])),
-            model_name=port.model_name,
-            permutation=port.permutation,
-        )
-        for port, index in zip(like, indices, strict=True)
-    )
+    return tuple(_port(tensors[index], port) for port, index in zip(like, indices, strict=True))
+
+
+def interface(
+    data: bytes, inputs: Sequence[Port], outputs: Sequence[Port]
+) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
+    """The ports of a file by the names in its one signature: `ports`, read without unpacking the rest of the file."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(data, 0)
+    signature, graph = schema.SignatureDefT.InitFromObj(model.SignatureDefs(0)), model.Subgraphs(0)
+
+    def made(entries: Sequence[Any], like: Sequence[Port]) -> tuple[Port, ...]:
+        index = {entry.name.decode(): int(entry.tensorIndex) for entry in entries}
+        return tuple(_port(schema.TensorT.InitFromObj(graph.Tensors(index[p.spec.name])), p) for p in like)
+
+    return made(signature.inputs, inputs), made(signature.outputs, outputs)
+
+
+def _port(tensor: Any, like: Port) -> Port:
+    spec = tensor_spec(tensor, tensor_name(tensor))
+    return Port(spec=spec, model_name=like.model_name, permutation=like.permutation)

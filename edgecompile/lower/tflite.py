@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from edgecompile.errors import InputError, UnsupportedModelError
 from edgecompile.lower import base, flatbuffer, quantize_tflite
 from edgecompile.lower.via_onnx2tf import Converted
-from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
+from edgecompile.types import Arrays, Artifact, Model, Plan, Precision, RuntimeName
 
 if TYPE_CHECKING:
     import onnx
@@ -95,7 +95,8 @@ class TFLite:
                 float_artifact = self.lower(model, float_plan, samples, workdir, path=path)
             converted, taken = _reopen(float_artifact), float_artifact.path_taken
             data, islands = _smaller(converted, model, plan, samples)
-        inputs, outputs = _ports(data, converted)
+        # The float file's names and permutations with this file's types and quantization.
+        inputs, outputs = flatbuffer.interface(data, converted.inputs, converted.outputs)
         return base.write_artifact(
             data,
             workdir / base.file_name(plan, ".tflite"),
@@ -124,16 +125,6 @@ def _smaller(converted: Converted, model: Model, plan: Plan, samples: Sequence[A
     kept = base.followed(base.load_onnx(model), plan.float_operators, quantize_tflite.weighted_outputs(converted.data))
     data = quantize_tflite.int8(converted.data, converted.inputs, samples, io_dtype=plan.io_dtype, keep_float=kept)
     return data, quantize_tflite.float_islands(data)
-
-
-def _ports(data: bytes, like: Converted) -> tuple[tuple[Port, ...], tuple[Port, ...]]:
-    """The file's ports: the float file's names and permutations with this file's types and quantization."""
-    graph = flatbuffer.unpack(data)
-    by_input, by_output = flatbuffer.signature_indices(graph)
-    return (
-        flatbuffer.ports(graph, like.inputs, [by_input[port.spec.name] for port in like.inputs]),
-        flatbuffer.ports(graph, like.outputs, [by_output[port.spec.name] for port in like.outputs]),
-    )
 
 
 def _refuse_unknown_operators(model: Model, proto: onnx.ModelProto) -> None:

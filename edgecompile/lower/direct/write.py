@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from edgecompile.lower import flatbuffer
 from edgecompile.lower.direct.ir import Array, Shape
 
-_IDENTIFIER = b"TFL3"
 _SCHEMA_VERSION = 3
-_ALIGNMENT = 16
 _SIGNATURE = "serving_default"
 #: Flatbuffers address their contents with 31 bits.
 MAX_BYTES = (1 << 31) - (1 << 20)
@@ -79,31 +78,12 @@ def pack(file: File) -> bytes:
     model.subgraphs = [graph]
     model.buffers = buffers
     model.signatureDefs = [_signature(schema, file)]
-    builder = _builder(content_bytes(file))
-    builder.Finish(model.Pack(builder), _IDENTIFIER)
-    return bytes(builder.Output())
+    return flatbuffer.finish(model, content_bytes(file))
 
 
 def content_bytes(file: File) -> int:
     """About how large the file will be: its constants, and room for the rest."""
     return sum(t.data.nbytes + 64 for t in file.tensors if t.data is not None) + 512 * len(file.operators) + (1 << 16)
-
-
-def _builder(size: int) -> Any:
-    import flatbuffers  # type: ignore[import-untyped]
-
-    class AlignedBuilder(flatbuffers.Builder):  # type: ignore[misc]
-        def CreateNumpyVector(self, x: Array) -> int:
-            # The generated code aligns bytes to bytes; kernels may load weights with aligned loads.
-            if x.dtype != np.uint8:
-                return int(super().CreateNumpyVector(x))
-            self.StartVector(1, x.size, _ALIGNMENT)
-            self.head = int(self.Head() - x.size)
-            self.Bytes[self.Head() : self.Head() + x.size] = x.data
-            self.vectorNumElems = x.size
-            return int(self.EndVector())
-
-    return AlignedBuilder(size)
 
 
 def _bytes(data: Array) -> Array:
