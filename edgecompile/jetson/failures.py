@@ -198,14 +198,21 @@ def _missing(case: _Case) -> Failure | None:
             "there is no trtexec on the board",
             "install it on the board (sudo apt install libnvinfer-bin), or say where it is",
         )
-    found = case.find(
-        r"Could not open file:? (\S+)", r"Error opening (?:engine )?file:? ?(\S+)", r"(\S+): No such file or directory"
-    )
+    return _absent(case, r"Could not open file:? (\S+)", r"Error opening (?:engine )?file:? ?(\S+)")
+
+
+def _other_missing(case: _Case) -> Failure | None:
+    # Drivers say this of files that they can do without: it counts only where nothing else explains the failure.
+    return _absent(case, r"(\S+): No such file or directory")
+
+
+def _absent(case: _Case, *patterns: str) -> Failure | None:
+    found = case.find(*patterns)
     if found is None:
         return None
     return case.failure(
         "missing",
-        f"{case.doing} failed: {found[1].strip(chr(39)) or 'a file'} is not there or cannot be read",
+        f"{case.doing} failed: {found[1].strip(chr(39))} is not there or cannot be read",
         "look whether the board's disk is full, or whether something empties its temporary folder, and try again",
     )
 
@@ -453,5 +460,5 @@ def _short(text: str) -> str:
 #: From what leaves no doubt to what is told from many causes; the last knows all.
 _RULES: tuple[Callable[[_Case], Failure | None], ...] = (
     _ended_by_timeout, _killed, _stopped, _option, _permission, _disk, _missing, _cuda, _board, _engine, _unsupported,
-    _memory, _precision, _no_kernel, _crash, _cuda_fault, _unknown,
+    _memory, _precision, _no_kernel, _crash, _cuda_fault, _other_missing, _unknown,
 )  # fmt: skip

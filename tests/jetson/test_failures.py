@@ -67,6 +67,7 @@ def test_every_node_is_named() -> None:
     assert failure.operators == (("GridSample3D", "/motion/GridSample"), ("GridSample3D", "/GridSample"))
     many = "".join(f"In node {i} with name: n{i} and operator: Det (x): UNSUPPORTED_NODE: y\n" for i in range(9))
     assert built(many).message.endswith("Det (node n4) and 4 more")
+    assert built("".join(many.splitlines(keepends=True)[:5])).message.endswith("Det (node n4)")
 
 
 def test_a_node_that_the_parser_refuses() -> None:
@@ -162,6 +163,35 @@ def test_other_failures(log: str, kind: str) -> None:
     assert built(log, 134 if "terminate" in log else 1).kind == kind
 
 
+def test_what_is_missing_is_named() -> None:
+    library = (
+        "./trtexec: error while loading shared libraries: libnvinfer.so.8: cannot open shared object file: No such"
+    )
+    assert built(library).message == "the board's trtexec does not start: the library libnvinfer.so.8 is not there"
+    opened = built("[E] Error opening engine file: /t/e.engine\n")
+    assert opened.message == "building the engine failed: /t/e.engine is not there or cannot be read"
+    assert "/t/x: " not in built("cat: /t/x: No such file or directory\n").message
+    assert "/t/x is not there" in built("cat: /t/x: No such file or directory\n").message
+
+
+def test_a_file_that_a_driver_misses_explains_nothing_else() -> None:
+    noise = "nvrm: /sys/devices/gpu.0/x: No such file or directory\n"
+    assert built(noise + logs.OUT_OF_MEMORY).kind == "memory"
+    assert built(noise + logs.NO_PLUGIN).kind == "unsupported"
+
+
+def test_a_crash_gives_the_last_words() -> None:
+    failure = built("[E] first\n[E] [TRT] last\n[W] x\n", -11)
+    assert "(segmentation fault); it said last: last" in failure.message
+    assert built("", 139).message == "trtexec crashed while building the engine (segmentation fault)"
+
+
+def test_remedies_by_step() -> None:
+    build, run = (explain("", returncode=124, step=step) for step in ("build", "run"))
+    assert "timing cache" in build.remedy
+    assert "another program" in run.remedy
+
+
 def test_no_kernel_names_the_node() -> None:
     log = "[E] Error[10]: Error Code 10: Internal Error (Could not find any implementation for node Conv_1 + Add_2.)\n"
     plain, tight = built(log), built(logs.HARMLESS + log)
@@ -184,6 +214,7 @@ def test_a_command_line_is_no_failure() -> None:
 def test_an_unknown_failure_gives_its_first_error() -> None:
     log = logs.HARMLESS + "hello\n[01/01/2025-00:00:00] [E] [TRT] something new\n[01/01/2025-00:00:00] [E] and more\n"
     assert built(log).message == "building the engine failed (exit status 1): something new"
+    assert built("one\ntwo\n").message.endswith(": two")
 
 
 ALL = [value for name, value in vars(logs).items() if name.isupper()]

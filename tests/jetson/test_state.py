@@ -149,6 +149,13 @@ def test_clocks_shown_twice_and_differently_are_none() -> None:
     assert parse_clocks(CLOCKS * 2) is not None
 
 
+def test_a_line_that_goes_on_is_another_line() -> None:
+    assert parse_clocks("GPU MinFreq=1 MaxFreq=1 CurrentFreq=1garbage\n") is None
+    assert parse_clocks("cpu0: Online=1 Governor=x MinFreq=1 MaxFreq=1 CurrentFreq=1x\n") is None
+    assert parse_clocks("GPU MinFreq=1 MaxFreq=1 CurrentFreq=1\n") is not None
+    assert parse_over_current("/sys/oc1_event_cnt:1x\n") == {}
+
+
 # --------------------------------------------------------------------------------------------------- tegrastats
 
 
@@ -190,6 +197,14 @@ def test_the_last_line_counts_unless_it_is_cut() -> None:
     assert parse_usage(ORIN_NANO + NANO) == parse_usage(NANO)
     assert parse_usage(ORIN_NANO + NANO[:-30]) == parse_usage(ORIN_NANO)
     assert parse_usage("tegrastats: command not found\n") is None
+
+
+def test_a_core_that_cannot_be_read_gives_no_cores() -> None:
+    for core in ("22", "22%@", "x", ""):
+        usage = parse_usage(NANO.replace("22%@518", core))
+        assert usage is not None
+        assert usage.cpu_percent == ()
+        assert usage.gpu_mhz == 76
 
 
 def right_or_none(found: Usage | None, whole: Usage) -> None:

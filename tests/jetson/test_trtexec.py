@@ -274,6 +274,10 @@ def test_times_are_the_gpus() -> None:
     assert parse_times(exported([(1, 1.5), (2.5, 1.25)])) == [1.5, 1.25]
 
 
+def test_a_time_may_be_too_short_to_show() -> None:
+    assert parse_times(exported([(1, 0)])) == [0.0]
+
+
 def test_rows_of_the_warm_up_are_dropped() -> None:
     rows = [(0.5, 9.0), (199.9, 8.0), (200.0, 1.5), (201.6, 1.25)]
     assert parse_times(exported(rows), warmup_ms=200) == [1.5, 1.25]
