@@ -71,7 +71,10 @@ class ModelFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TriedCandidate:
-    """One candidate as it was tried; ``validation`` is its accuracy on the part of the data that the choice used."""
+    """One candidate as it was tried; ``validation`` is its accuracy on the part of the data that the choice used.
+
+    ``predicted_ms`` is what the table of operators promised of a smaller model before it was timed.
+    """
 
     label: str
     plan: Plan
@@ -83,6 +86,7 @@ class TriedCandidate:
     validation: Accuracy | None = None
     parity: Parity | None = None
     failure: str | None = None
+    predicted_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -357,7 +357,10 @@ class Parity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """One plan that was tried: what it made, how fast, how good. ``failure`` tells why there is nothing to choose."""
+    """One plan that was tried: what it made, how fast, how good. ``failure`` tells why there is nothing to choose.
+
+    ``predicted_ms`` is what the table of operators promised of a smaller model before it was timed.
+    """
 
     plan: Plan
     artifact: Artifact | None = None
@@ -365,6 +368,7 @@ class Candidate:
     accuracy: Accuracy | None = None
     parity: Parity | None = None
     failure: str | None = None
+    predicted_ms: float | None = None
 
 
 # ------------------------------------------------------------------------------------------------------ JSON

@@ -79,6 +79,7 @@ class _Shrinking:
     reference: evaluate.Reference
     found: list[Candidate] = field(default_factory=list)
     prospect: shrink.Prospect | None = None
+    aims: dict[str, shrink.Aim] = field(default_factory=dict)
 
     def run(self) -> list[Candidate]:
         budgets = self._budgets(min(c.measurement.ci_high_ms for c in self.bases.values() if c.measurement is not None))
@@ -95,7 +96,7 @@ class _Shrinking:
             seed=job.request.seed,
             progress=job.progress,
         )
-        aims = {name: self._aim(prospect, name, c) for name, c in self.bases.items()}
+        aims = self.aims = {name: self._aim(prospect, name, c) for name, c in self.bases.items()}
         least = min(aim.reachable_ms() for aim in aims.values())
         for budget_ms in budgets:
             if not shrink.search(aims, budget_ms, self._attempt):
@@ -128,6 +129,7 @@ class _Shrinking:
         assert self.prospect is not None
         plan = replace(self.bases[name].plan, steps=(*self.prefix, *shrink.steps(self.prospect, counts)))
         candidate = attempt(self.job, plan, self.reference)
+        candidate = replace(candidate, predicted_ms=self.aims[name].predict(counts))
         self.found.append(candidate)
         return candidate.measurement.ci_high_ms if candidate.measurement is not None else None
 

@@ -154,6 +154,7 @@ def _tried(candidates: Sequence[Candidate], choice: search.Choice) -> tuple[bund
             validation=c.accuracy,
             parity=c.parity,
             failure=c.failure,
+            predicted_ms=c.predicted_ms,
         )
         for c, verdict in zip(candidates, choice.verdicts, strict=True)
     )

@@ -1,8 +1,8 @@
 """The technique ``resolution``: the same weights on a smaller image, the cheapest lever there is.
 
 The graph is static, so sizes are written into it in places: the target of a Reshape, the window of a global pooling,
-the end of a Slice. They are worked out anew from the old and the new shape of what the operator reads; where that is not
-clear, or where a weight fits one size only (a dense layer on a flattened map, a positional embedding), the model is
+the end of a Slice. They are worked out anew from the old and the new shape of what the operator reads; where that is
+not clear, or where a weight fits one size only (a dense layer on a flattened map, a positional embedding), the model is
 refused by name. Networks lose accuracy at another size than they were trained at ("Fixing the train-test resolution
 discrepancy", Touvron et al., NeurIPS 2019): what it costs is measured like everything else.
 
