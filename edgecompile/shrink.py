@@ -41,6 +41,17 @@ _AIM = 0.97
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Curves:
+    """What every group's channels are worth, by the group's name."""
+
+    by_group: Mapping[str, sensitivity.Curve]
+
+
+#: Gives what the function it gets makes, or what it made before.
+Keep: TypeAlias = Callable[[Callable[[], Curves]], Curves]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prospect:
     """What is known of a model before anything is timed."""
 
@@ -61,24 +72,33 @@ def explore(
     method: importance.Importance = "reconstruction",
     seed: int = 0,
     progress: Progress,
+    keep: Keep | None = None,
 ) -> Prospect:
-    """Find the groups of channels and what each costs the network. Raises `UnsupportedModelError` where none can go."""
+    """Find the groups of channels and what each costs the network. Raises `UnsupportedModelError` where none can go.
+
+    ``keep`` may remember the curves, which take most of the time: it gets a function that makes them.
+    """
     found = pruning.open_model(model)
     share = min(1.0, math.sqrt(_SMALL_MACS / max(macs, 1)))
     fit = max(32, round(FIT_SAMPLES * share))
-    some = [samples[i] for i in range(min(len(samples), fit))]
-    with progress.stage("Order channels"):
-        orders = importance.orders(found, some[: pruning.ORDER_SAMPLES], method=method, seed=seed)
-    points = _points(found, tile, few=share < 1)
-    with progress.stage("Measure what channels are worth", sum(map(len, points.values()))) as advance:
-        curves = sensitivity.curves(
-            found,
-            orders,
-            points,
-            some[: max(16, round(LOSS_SAMPLES * share))],
-            seed=seed,
-            progress=lambda done, total: advance(1),
-        )
+
+    def make() -> Curves:
+        some = [samples[i] for i in range(min(len(samples), fit))]
+        with progress.stage("Order channels"):
+            orders = importance.orders(found, some[: pruning.ORDER_SAMPLES], method=method, seed=seed)
+        points = _points(found, tile, few=share < 1)
+        with progress.stage("Measure what channels are worth", sum(map(len, points.values()))) as advance:
+            curves = sensitivity.curves(
+                found,
+                orders,
+                points,
+                some[: max(16, round(LOSS_SAMPLES * share))],
+                seed=seed,
+                progress=lambda done, total: advance(1),
+            )
+        return Curves(by_group=curves)
+
+    curves = (keep(make) if keep is not None else make()).by_group
     return Prospect(model=model, channels=found, curves=curves, samples=fit, method=method, seed=seed)
 
 

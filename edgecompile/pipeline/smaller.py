@@ -87,6 +87,9 @@ class _Shrinking:
             return []
         job = changed(self.job, replace(_first(self.bases).plan, steps=self.prefix))
         tile = max(tile_of(job, c.plan) for c in self.bases.values())
+        key = digest(
+            "curves", job.model.sha256, job.data.digest, tile, job.request.importance, job.request.seed, versions()
+        )
         prospect = self.prospect = shrink.explore(
             job.model,
             fitting(job),
@@ -95,6 +98,7 @@ class _Shrinking:
             method=job.request.importance,  # type: ignore[arg-type]
             seed=job.request.seed,
             progress=job.progress,
+            keep=lambda make: job.store.cached("curves", key, shrink.Curves, lambda _: make()),
         )
         aims = self.aims = {name: self._aim(prospect, name, c) for name, c in self.bases.items()}
         least = min(aim.reachable_ms() for aim in aims.values())
