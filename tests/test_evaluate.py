@@ -179,6 +179,13 @@ def test_another_class_order_is_recognised(tmp_path: Path) -> None:
     assert "--preset" in str(caught.value)
 
 
+def test_a_missing_class_that_moves_those_behind_it_is_recognised(tmp_path: Path) -> None:
+    """Nine folders of ten: the sorted names of the last five stand one place too early."""
+    truth = np.array([c for c in range(10) if c != 4])[np.arange(270) % 9]
+    with pytest.raises(InputError, match="in another order it would be 100.0 %"):
+        evaluate.reference(answering(truth), numbered(tmp_path, np.arange(270) % 9))
+
+
 @pytest.mark.parametrize(("classes", "count"), [(2, 400), (10, 300), (100, 1000), (1000, 2000)])
 def test_a_guessing_original_is_refused(tmp_path: Path, classes: int, count: int) -> None:
     generator = np.random.default_rng(1)
@@ -194,7 +201,8 @@ def test_a_guessing_original_is_refused(tmp_path: Path, classes: int, count: int
 )
 def test_weak_models_and_few_samples_are_let_through(tmp_path: Path, classes: int, count: int, right: float) -> None:
     labels = np.arange(count) % classes
-    answers = np.where(np.arange(count) < right * count, labels, (labels + 1) % classes)
+    others = (labels + 1 + np.arange(count) // classes % max(classes - 1, 1)) % classes
+    answers = np.where(np.arange(count) < right * count, labels, others)
     assert evaluate.reference(answering(answers, classes), numbered(tmp_path, labels)).metric == "top-1"
 
 
