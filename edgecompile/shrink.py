@@ -135,6 +135,34 @@ def space(prospect: Prospect, timing: Timing, *, tile: int, most_keys: int = MOS
     return Space(levels=levels, loss=loss, operators=tuple(draft.finished(levels, ms) for draft in drafts))
 
 
+#: A block that can be dropped is a group of its own in the space, which keeps one of one, or none.
+_DROP = "drop:"
+
+
+def with_drops(space: Space, blocks: Mapping[str, frozenset[str]], losses: Mapping[str, float]) -> Space:
+    """The space with blocks that can go as a whole: ``blocks`` are the names of their operators, by block.
+
+    An operator takes no time where a block that it belongs to is gone; what groups inside lose or save does not matter
+    then, and they stay whole.
+    """
+    operators = list(space.operators)
+    for block, names in blocks.items():
+        operators = [_without(operator, _DROP + block) if operator.name in names else operator for operator in operators]
+    return Space(
+        levels={**space.levels, **{_DROP + block: (0, 1) for block in blocks}},
+        loss={**space.loss, **{_DROP + block: {0: losses[block], 1: 0.0} for block in blocks}},
+        operators=tuple(operators),
+    )
+
+
+def _without(operator: Operator, group: str) -> Operator:
+    times: dict[tuple[int, ...], float] = {}
+    for counts, ms in operator.ms.items():
+        times[*counts, 1] = ms
+        times[*counts, 0] = 0.0
+    return Operator(name=operator.name, groups=(*operator.groups, group), ms=times)
+
+
 @dataclass(slots=True, kw_only=True)
 class _Draft:
     """One operator with the keys to be timed, by the counts of its groups."""
