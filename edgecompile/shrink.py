@@ -147,7 +147,7 @@ def with_drops(space: Space, blocks: Mapping[str, frozenset[str]], losses: Mappi
     """
     operators = list(space.operators)
     for block, names in blocks.items():
-        operators = [_without(operator, _DROP + block) if operator.name in names else operator for operator in operators]
+        operators = [_without(op, _DROP + block) if op.name in names else op for op in operators]
     return Space(
         levels={**space.levels, **{_DROP + block: (0, 1) for block in blocks}},
         loss={**space.loss, **{_DROP + block: {0: losses[block], 1: 0.0} for block in blocks}},

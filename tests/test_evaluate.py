@@ -182,7 +182,7 @@ def test_another_class_order_is_recognised(tmp_path: Path) -> None:
 def test_a_missing_class_that_moves_those_behind_it_is_recognised(tmp_path: Path) -> None:
     """Nine folders of ten: the sorted names of the last five stand one place too early."""
     truth = np.array([c for c in range(10) if c != 4])[np.arange(270) % 9]
-    with pytest.raises(InputError, match="in another order it would be 100.0 %"):
+    with pytest.raises(InputError, match=r"in another order it would be 100\.0 %"):
         evaluate.reference(answering(truth), numbered(tmp_path, np.arange(270) % 9))
 
 

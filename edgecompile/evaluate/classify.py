@@ -70,14 +70,15 @@ class TopOne:
         """Wrong labels or wrong preprocessing make a good model guess: say so before anything is built on it.
 
         "Near chance" is a value below five times chance, and below a tenth of the way from chance to perfect, of which
-        the interval excludes a useful model (half of the way). A few samples exclude little and are let through. A model
-        that would be right far more often with the classes in another order is refused as well: a class whose folder is
-        missing moves all those behind it.
+        the interval excludes a useful model (half of the way). A few samples exclude little and are let through. A
+        model that would be right far more often with the classes in another order is refused as well: a class whose
+        folder is missing moves all those behind it.
         """
         chance = 1 / self.classes
         bound, useful = min(5 * chance, chance + 0.1 * (1 - chance)), chance + 0.5 * (1 - chance)
         reordered = _best_order(np.asarray(kept), self.labels)
-        moved = len(self.labels) >= _ENOUGH and reordered >= useful and own.ci_high / 100 < _MOVED * reordered
+        enough = len(self.labels) >= _ENOUGH * len(np.unique(self.labels))
+        moved = enough and reordered >= useful and own.ci_high / 100 < _MOVED * reordered
         if not moved and (own.value / 100 > bound or own.ci_high / 100 >= useful):
             return
         hint = f"; with the classes in another order it would be {100 * reordered:.1f} %" if reordered >= useful else ""
@@ -89,8 +90,8 @@ class TopOne:
         )
 
 
-#: Samples that tell another order of classes from chance, and the share of what it would give that is suspicious.
-_ENOUGH, _MOVED = 30, 0.7
+#: Samples a class that tell another order from chance, and the share of what it would give that is suspicious.
+_ENOUGH, _MOVED = 10, 0.7
 
 
 def _best_order(predictions: npt.NDArray[np.int64], labels: npt.NDArray[np.int64]) -> float:
