@@ -574,6 +574,56 @@ def verify(path: Path, on: str, as_json: bool, quiet: bool, verbose: int, debug:
     return 0
 
 
+@cli.command()
+@click.argument("path", type=PATH)
+@click.option("--against", type=PATH, required=True, help="The bundle to compare with.")
+@click.option("--on", default="local", show_default=True, help="Where: local, or ssh://user@host[:port].")
+@click.option("--latency/--no-latency", default=True, show_default=True, help="Measure both files, interleaved.")
+@click.option(
+    "--max-slower", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Per cent that is allowed."
+)
+@click.option(
+    "--max-larger", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Per cent that is allowed."
+)
+@click.option(
+    "--max-drop", type=click.FloatRange(min=0), help="Points that are allowed.  [default: what chance explains]"
+)
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--min-seconds", type=click.FloatRange(min=0), default=3.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+@common
+def check(
+    path: Path,
+    against: Path,
+    on: str,
+    latency: bool,
+    max_slower: float,
+    max_larger: float,
+    max_drop: float | None,
+    threads: int,
+    min_seconds: float,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    debug: bool,
+) -> int:
+    """Exit 3 when a bundle became slower, larger or less accurate than another: a gate for a CI job."""
+    from edgecompile import checking, report
+    from edgecompile.bench import BenchOptions
+    from edgecompile.types import to_builtins
+
+    terminal = face(quiet, verbose, debug)
+    options = BenchOptions(threads=threads, min_seconds=min_seconds)
+    tolerance = checking.Tolerance(latency=1 + max_slower / 100, size=1 + max_larger / 100, accuracy_points=max_drop)
+    result = checking.check(path, against, options, terminal, on=on, tolerance=tolerance, latency=latency)
+    if as_json:
+        _print_json({**to_builtins(result), "passed": result.passed})
+    else:
+        rows = [(f.quantity, f.baseline, f.now, f.change, f.worse) for f in result.findings]
+        terminal.print(*report.check(rows))
+    return 0 if result.passed else 3
+
+
 # ------------------------------------------------------------------------------------------------------ cache
 
 

@@ -319,6 +319,14 @@ def bench(
     return lines
 
 
+def check(rows: Sequence[tuple[str, str, str, str, bool]]) -> list[RenderableType]:
+    """What became of each quantity: its name, the baseline's figure, the new one's, the change, whether it is worse."""
+    made = table("", "baseline", "now", "change", "verdict")
+    for name, baseline, now, change, worse in rows:
+        made.add_row(name, baseline, now, change, Text("worse", style="bold red") if worse else Text("ok"))
+    return [made]
+
+
 def inspection(
     title: str,
     facts: Sequence[tuple[str, str]],

@@ -1,0 +1,134 @@
+"""`edgecompile check`: has a bundle become worse than the one before it? For a CI job."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from edgecompile import bench, bundle, measuring
+from edgecompile.progress import Progress
+from edgecompile.types import Accuracy
+
+Quantity = Literal["latency", "size", "accuracy"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One quantity of two bundles, in words, and whether it became worse than is allowed."""
+
+    quantity: Quantity
+    baseline: str
+    now: str
+    change: str
+    worse: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckReport:
+    """What was compared; ``passed`` when nothing became worse."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not any(finding.worse for finding in self.findings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """What may change: latency by a factor, size by a factor, accuracy by points of its metric.
+
+    ``accuracy_points`` of ``None`` allows what chance explains: the baseline's value within the new one's interval.
+    """
+
+    latency: float = 1.0
+    size: float = 1.01
+    accuracy_points: float | None = None
+
+
+def check(
+    path: Path,
+    against: Path,
+    options: bench.BenchOptions,
+    progress: Progress,
+    *,
+    on: str = "local",
+    tolerance: Tolerance | None = None,
+    latency: bool = True,
+) -> CheckReport:
+    """Compare two bundles: both are verified, and their files measured interleaved.
+
+    Latency is worse when the whole 95 % interval of the ratio lies above the tolerance. Raises `InputError` for what is
+    no bundle, `LimitNotMet` for one that was changed, `DeviceError` where the device fails.
+    """
+    allowed = tolerance or Tolerance()
+    now, baseline = bundle.read(path), bundle.read(against)
+    for opened in (now, baseline):
+        bundle.check_hashes(opened)
+    findings = [_size(baseline.manifest, now.manifest, allowed)]
+    if (accuracy := _accuracy(baseline.manifest, now.manifest, allowed)) is not None:
+        findings.append(accuracy)
+    elif now.manifest.accuracy is not None:
+        progress.note("accuracy is not compared: the bundles were evaluated with other metrics or on other data")
+    if latency:
+        findings.append(_latency((against, path), baseline.manifest, now.manifest, options, progress, on, allowed))
+    return CheckReport(findings=tuple(findings))
+
+
+def _size(baseline: bundle.Manifest, now: bundle.Manifest, allowed: Tolerance) -> Finding:
+    before, after = baseline.model_file.size_bytes, now.model_file.size_bytes
+    return Finding(
+        quantity="size",
+        baseline=f"{before} bytes",
+        now=f"{after} bytes",
+        change=f"{100 * (after / before - 1):+.1f} %",
+        worse=after > before * allowed.size,
+    )
+
+
+def _accuracy(baseline: bundle.Manifest, now: bundle.Manifest, allowed: Tolerance) -> Finding | None:
+    """The files' accuracies, where both bundles hold figures on the same evaluation data."""
+    before, after = baseline.accuracy, now.accuracy
+    if before is None or after is None or before.metric != after.metric or before.samples != after.samples:
+        return None
+    if baseline.data is None or now.data is None or baseline.data.digest != now.data.digest:
+        return None
+    lost = before.value - after.value
+    worse = before.value > after.ci_high if allowed.accuracy_points is None else lost > allowed.accuracy_points
+    return Finding(
+        quantity="accuracy",
+        baseline=_figure(before),
+        now=_figure(after),
+        change=f"{-lost:+.2f} {'dB' if before.metric == 'SQNR' else 'points'}",
+        worse=worse,
+    )
+
+
+def _figure(accuracy: Accuracy) -> str:
+    return f"{accuracy.metric} {accuracy.value:.2f} [{accuracy.ci_low:.2f}, {accuracy.ci_high:.2f}]"
+
+
+def _latency(
+    paths: Sequence[Path],
+    baseline: bundle.Manifest,
+    now: bundle.Manifest,
+    options: bench.BenchOptions,
+    progress: Progress,
+    on: str,
+    allowed: Tolerance,
+) -> Finding:
+    if baseline.model_file.sha256 == now.model_file.sha256:
+        return Finding(quantity="latency", baseline="-", now="the same file", change="none", worse=False)
+    report = measuring.measure(paths, options, progress, on=on)
+    ratio = report.ratios[1]
+    assert ratio is not None
+    before, after = report.measurements
+    return Finding(
+        quantity="latency",
+        baseline=f"{before.value_ms:.4g} ms",
+        now=f"{after.value_ms:.4g} ms",
+        change=f"{ratio.value:.3f} [{ratio.ci_low:.3f}, {ratio.ci_high:.3f}] times, {after.device}",
+        worse=ratio.ci_low > allowed.latency,
+    )
