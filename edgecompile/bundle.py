@@ -148,6 +148,7 @@ class Manifest:
     measurement: Measurement
     accuracy: Accuracy | None
     original_accuracy: Accuracy | None
+    device_accuracy: Accuracy | None = None
     parity: tuple[Parity, ...]
     candidates: tuple[TriedCandidate, ...]
     data: DataFacts | None
@@ -259,7 +260,7 @@ def add_runner(writer: BundleWriter, runtime: RuntimeName) -> None:
     """Put the device-side runner of a runtime into the bundle."""
     root = content.builtin_root("targets")
     backend = "onnxruntime" if runtime == "tensorrt" else runtime
-    for name in ("runner.py", f"{backend}/backend.py"):
+    for name in ("runner.py", "probes.py", f"{backend}/backend.py"):
         writer.add("runner", root / name, f"runner/{name}")
 
 

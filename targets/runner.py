@@ -43,6 +43,10 @@ PAUSE_S = 0.05
 #: than a few of them fills the caches for the most part of itself.
 SETTLE_S = 0.005
 SLOW_MS = 20.0
+#: Two passes agree when each file's median differs by no more than this share.
+AGREE = 0.05
+#: A pass begins within so many degrees of what the temperature was at first, or after --cool-down-s seconds.
+NEAR_C = 5.0
 
 
 class Failure(Exception):
@@ -55,6 +59,20 @@ class Failure(Exception):
         self.model = model
 
 
+def load_module(name, path):
+    """A Python file as a module, without leaving anything beside it: a bundle stays as it was written."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    writing, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    spec.loader.exec_module(module)
+    sys.dont_write_bytecode = writing
+    return module
+
+
+probes = load_module("edgecompile_probes", os.path.join(HERE, "probes.py"))
+#: This machine.
+HOST = probes.Probes()
+
 # ------------------------------------------------------------------------------------------------------- files
 
 
@@ -63,12 +81,7 @@ def backend(runtime):
     path = os.path.join(HERE, runtime, "backend.py")
     if not re.match(r"^[a-z0-9_]+$", runtime) or not os.path.isfile(path):
         raise Failure("usage", f"there is no backend for the runtime {runtime!r}: {path} is missing")
-    spec = importlib.util.spec_from_file_location("backend_" + runtime, path)
-    module = importlib.util.module_from_spec(spec)
-    writing, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a bundle stays as it was written
-    spec.loader.exec_module(module)
-    sys.dont_write_bytecode = writing
-    return module
+    return load_module("backend_" + runtime, path)
 
 
 def split(model):
@@ -288,25 +301,28 @@ def measure(arguments):
     """The whole measurement as one document.
 
     A round is a process of its own: where a file's data happens to lie in memory changes its latency by some percent,
-    and stays the same for as long as a process lives.
+    and stays the same for as long as a process lives. With --passes, rounds are made in passes until two passes agree.
     """
-    affinity = pin(arguments.threads) if arguments.pin else current_affinity()
-    probes = [in_child(index, "--probe", str(index)) for index in range(len(arguments.model))]
-    environment = dict(machine(), affinity=affinity, before=state(affinity))
-    rounds = [in_child(None, "--round", str(number)) for number in range(arguments.rounds)]
-    environment["after"] = state(affinity)
+    allowed = current_affinity()
+    affinity = pin(arguments.threads) if arguments.pin else allowed
+    before = HOST.state(affinity)
+    found = [in_child(index, "--probe", str(index)) for index in range(len(arguments.model))]
+    passes = make_passes(arguments, affinity, allowed, before["temperature_c"])
+    kept = agreeing(passes) or passes
+    rounds = [one for each in kept for one in each["rounds"]]
+    environment = dict(machine(), affinity=affinity, before=before, after=HOST.state(affinity))
+    environment["during"] = probes.summary([each["samples"] for each in passes])
+    environment["passes"] = [
+        dict({name: each[name] for name in ("medians_ms", "cooled_s", "temperature_c")}, kept=each in kept)
+        for each in passes
+    ]
     for name in ("own_cpus", "other_cpus", "stolen_cpus"):
-        values = [found["usage"][name] for found in rounds]
+        values = [one["usage"][name] for one in rounds]
         environment[name] = None if None in values else sum(values) / len(values)
-    models = []
-    for index, found in enumerate(probes):
-        ours = [found["models"][index] for found in rounds]
-        kept = {
-            "latencies_ms": [one["latencies_ms"] for one in ours],
-            "runs": sum(one["runs"] for one in ours),
-            "kept_every": ours[0]["kept_every"],
-        }
-        models.append(dict(found, model=arguments.model[index], **kept))
+    models = [
+        dict(one, model=arguments.model[index], **gathered(index, rounds), agreed=agreed(passes, index))
+        for index, one in enumerate(found)
+    ]
     return {
         "schema_version": SCHEMA_VERSION,
         "threads": arguments.threads,
@@ -317,16 +333,81 @@ def measure(arguments):
     }
 
 
+def gathered(index, rounds):
+    """What the rounds found of one file."""
+    ours = [one["models"][index] for one in rounds]
+    return {
+        "latencies_ms": [one["latencies_ms"] for one in ours],
+        "runs": sum(one["runs"] for one in ours),
+        "kept_every": ours[0]["kept_every"],
+    }
+
+
+def make_passes(arguments, affinity, allowed, start_c):
+    """Halves of the rounds, and then as many rounds again as the first half had, until two of these passes agree."""
+    most = arguments.passes if arguments.rounds > 1 else 1
+    first = arguments.rounds if most == 1 else -(-arguments.rounds // 2)
+    passes, number = [], 0
+    others = sorted(set(allowed) - set(affinity))
+    while len(passes) < most and not agreeing(passes):
+        cooled_s = cool_down(start_c, arguments.cool_down_s) if passes else 0.0
+        count = arguments.rounds - first if len(passes) == 1 else first
+        celsius = HOST.temperature()
+        with probes.Watch(HOST, affinity, others) as watch:
+            rounds = [in_child(None, "--round", str(number + k)) for k in range(count)]
+        number += count
+        medians = [float(np.median(np.concatenate(gathered(i, rounds)["latencies_ms"])))
+                   for i in range(len(arguments.model))]  # fmt: skip
+        passes.append(
+            {"rounds": rounds, "samples": watch.samples, "medians_ms": medians, "cooled_s": cooled_s,
+             "temperature_c": celsius}
+        )  # fmt: skip
+    return passes
+
+
+def agreeing(passes):
+    """The two earliest passes whose medians agree for every file; None where there are none."""
+    for later in range(1, len(passes)):
+        for earlier in range(later):
+            pairs = zip(passes[earlier]["medians_ms"], passes[later]["medians_ms"])
+            if all(close(a, b) for a, b in pairs):
+                return [passes[earlier], passes[later]]
+    return None
+
+
+def agreed(passes, index):
+    """Whether any two passes agree about one file; None where only one pass was made."""
+    medians = [each["medians_ms"][index] for each in passes]
+    if len(medians) < 2:
+        return None
+    return any(close(a, b) for k, b in enumerate(medians) for a in medians[:k])
+
+
+def close(a, b):
+    return max(a, b) <= (1.0 + AGREE) * min(a, b)
+
+
+def cool_down(start_c, most_s):
+    """Wait until the temperature is near ``start_c``, for ``most_s`` seconds at most; the seconds waited."""
+    begin = time.monotonic()
+    while start_c is not None and time.monotonic() - begin < most_s:
+        celsius = HOST.temperature()
+        if celsius is None or celsius <= start_c + NEAR_C:
+            break
+        time.sleep(min(1.0, most_s))
+    return time.monotonic() - begin
+
+
 # ------------------------------------------------------------------------------------------------- the machine
 
 
 def machine():
     """What does not change while measuring."""
-    info = cpuinfo()
+    info = HOST.cpu()
     return {
-        "device": read("/proc/device-tree/model") or platform.node(),
+        "device": HOST.device() or platform.node(),
         "machine": platform.machine(),
-        "cpu_model": info["model"],
+        "cpu_model": info["model"] or platform.processor(),
         "cpu_flags": info["flags"],
         "cores": os.cpu_count(),
         "kernel": platform.release(),
@@ -336,40 +417,9 @@ def machine():
     }
 
 
-def read(path):
-    """A small text file of the kernel, stripped; None where it is not there or cannot be read."""
-    try:
-        with open(path, errors="replace") as stream:
-            return stream.read().strip(" \n\0")
-    except OSError:
-        return None
-
-
-ARM_CORES = {
-    "0xd03": "Cortex-A53", "0xd04": "Cortex-A35", "0xd05": "Cortex-A55", "0xd07": "Cortex-A57", "0xd08": "Cortex-A72",
-    "0xd09": "Cortex-A73", "0xd0a": "Cortex-A75", "0xd0b": "Cortex-A76", "0xd0d": "Cortex-A77", "0xd41": "Cortex-A78",
-    "0xd42": "Cortex-A78AE", "0xd44": "Cortex-X1", "0xd46": "Cortex-A510", "0xd47": "Cortex-A710", "0xc07": "Cortex-A7",
-    "0x004": "Carmel",
-}  # fmt: skip
-
-
-def cpuinfo():
-    """The CPU's name and its instruction-set flags."""
-    found = {}
-    cores = []
-    for line in (read("/proc/cpuinfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        found.setdefault(key.strip(), value.strip())
-        if key.strip() == "CPU part" and value.strip() not in cores:
-            cores.append(value.strip())
-    arm = " + ".join(ARM_CORES.get(part, "part " + part) for part in cores)
-    model = found.get("model name") or arm or found.get("Hardware") or platform.processor()
-    return {"model": model, "flags": (found.get("flags") or found.get("Features") or "").split()}
-
-
 def memory(field):
     """VmRSS or VmHWM of this process in bytes."""
-    match = re.search(field + r":\s+(\d+) kB", read("/proc/self/status") or "")
+    match = re.search(field + r":\s+(\d+) kB", HOST.read("proc/self/status") or "")
     return 1024 * int(match.group(1)) if match else None
 
 
@@ -380,58 +430,16 @@ def current_affinity():
 def pin(threads):
     """Keep this process on as many CPUs as it has threads, and give those: the big cores, each core once."""
     allowed = current_affinity()
-    chosen = sorted(sorted(allowed, key=preference)[:threads])
+    chosen = HOST.biggest(allowed, threads)
     with contextlib.suppress(OSError):
         if chosen:
             os.sched_setaffinity(0, chosen)
     return current_affinity()
 
 
-def preference(cpu):
-    """A sort key: big cores, the first hardware thread of a core, and not CPU 0, which serves interrupts."""
-    root = f"/sys/devices/system/cpu/cpu{cpu}/"
-    size = read(root + "cpu_capacity") or read(root + "cpufreq/cpuinfo_max_freq") or "0"
-    siblings = re.split("[,-]", read(root + "topology/thread_siblings_list") or str(cpu))
-    return -int(size), siblings[0] != str(cpu), -cpu
-
-
-def state(cpus):
-    """What may change while measuring: load, clock, governor, temperature."""
-    paths = [f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/" for cpu in cpus]
-    clocks = [int(text) / 1000.0 for text in (read(path + "scaling_cur_freq") for path in paths) if text]
-    clocks = clocks or [float(mhz) for mhz in re.findall(r"cpu MHz\s*: ([\d.]+)", read("/proc/cpuinfo") or "")]
-    governors = sorted({text for text in (read(path + "scaling_governor") for path in paths) if text})
-    return {
-        "load": load_average(),
-        "frequency_mhz": max(clocks) if clocks else None,
-        "governor": " ".join(governors) or None,
-        "temperature_c": temperature(),
-    }
-
-
-def load_average():
-    try:
-        return os.getloadavg()[0]
-    except (OSError, AttributeError):
-        return None
-
-
-def temperature():
-    """The hottest of the CPU's thermal zones, or of all zones where none says it is the CPU's, in degrees Celsius."""
-    zones = []
-    root = "/sys/class/thermal/"
-    for name in sorted(os.listdir(root)) if os.path.isdir(root) else []:
-        value = read(root + name + "/temp")
-        if name.startswith("thermal_zone") and value and re.match(r"^-?\d+$", value):
-            zones.append((read(root + name + "/type") or "", int(value) / 1000.0))
-    ours = [celsius for kind, celsius in zones if re.search("cpu|soc|x86_pkg", kind.lower())]
-    every = ours or [celsius for _, celsius in zones]
-    return max(every) if every else None
-
-
 def usage():
     """Seconds so far: of the clock, of this process, of all processes, and those that a hypervisor took."""
-    fields = [int(n) for n in (read("/proc/stat") or "cpu").splitlines()[0].split()[1:]]
+    fields = [int(n) for n in (HOST.read("proc/stat") or "cpu").splitlines()[0].split()[1:]]
     if len(fields) < 8 or not hasattr(os, "sysconf"):
         return time.perf_counter(), time.process_time(), None, None
     user, nice, system, _, _, irq, softirq, stolen = (n / os.sysconf("SC_CLK_TCK") for n in fields[:8])
@@ -484,6 +492,14 @@ def parse():
     add("--min-runs", type=positive, default=50, metavar="N", help="runs of each file, at least (50)")
     add("--min-seconds", type=float, default=3.0, metavar="S", help="seconds of runs of each file, at least (3)")
     add("--rounds", type=positive, default=10, metavar="N", help="fresh processes in which all files take turns (10)")
+    add(
+        "--passes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="halve the rounds, repeat until two agree, N at most (1)",
+    )
+    add("--cool-down-s", type=float, default=30.0, metavar="S", help="wait so long at most between passes (30)")
     add("--seed", type=int, default=0, metavar="N", help="of the random inputs and of the order in a round")
     add("--inputs", metavar="NPZ", help="inputs by name in place of random ones")
     add("--no-pin", dest="pin", action="store_false", help="leave the choice of CPUs to the kernel")

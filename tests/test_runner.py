@@ -112,7 +112,9 @@ def test_what_is_known_of_the_machine_is_told(measured: dict[str, Any]) -> None:
     assert environment["numpy"] == np.__version__
     assert environment["own_cpus"] > 0
     assert environment["other_cpus"] >= 0
-    assert {"load", "frequency_mhz", "governor", "temperature_c"} == set(environment["before"])
+    told = {"load", "frequency_mhz", "governor", "temperature_c", "memory_available_bytes", "throttled", "cooling"}
+    assert set(environment["before"]) == set(environment["after"]) == {*told, "clusters"}
+    assert environment["before"]["memory_available_bytes"] > 0
 
 
 def test_threads_decide_how_many_cpus_and_no_pin_leaves_them(artifacts: dict[str, Artifact], targets: Path) -> None:

@@ -38,7 +38,8 @@ def run(
 def _put(artifacts: Sequence[Artifact], transport: Transport) -> list[str]:
     """Put the runner, its backends and the files there; the ``--model`` arguments."""
     root = content.builtin_root("targets")
-    transport.put(root / "runner.py", "runner.py")
+    for program in ("runner.py", "probes.py"):
+        transport.put(root / program, program)
     for name in sorted({_backend(artifact) for artifact in artifacts}):
         transport.put(root / name / "backend.py", f"{name}/backend.py")
     arguments = []

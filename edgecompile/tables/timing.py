@@ -239,7 +239,7 @@ def _timed(
     (folder / "job.json").write_bytes(msgspec.json.encode(job))
     root = content.builtin_root("targets")
     with contextlib.nullcontext(transport) if transport is not None else LocalTransport() as there:
-        for name in ("runner.py", "operators.py", f"{backend}/backend.py"):
+        for name in ("runner.py", "probes.py", "operators.py", f"{backend}/backend.py"):
             there.put(root / name, name)
         there.put(folder / "job.json", "job.json")
         for i, (_, file) in enumerate(named):
