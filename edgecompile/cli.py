@@ -148,6 +148,11 @@ def build_options(command: F) -> F:
             help="Type of the inputs and outputs of an INT8 file.",
         ),
         click.option("--on", help="Measure there: local, or ssh://user@host[:port]; else estimate for other devices."),
+        click.option(
+            "--eval-on-device",
+            type=positive,
+            help="Run so many evaluation samples on the device, too.",
+        ),
         click.option("--threads", type=positive, help="Threads on the device; else the profile's."),
         click.option("--warmup-seconds", type=click.FloatRange(min=0), default=1.0, show_default=True),
         click.option("--min-runs", type=positive, default=50, show_default=True),

@@ -185,11 +185,12 @@ def artifact(artifact: Artifact, *, threads: int = 1) -> RunFunction:
     """The shipped file as a function of the original's inputs, giving the original's outputs, dequantized."""
     run = raw(artifact, threads=threads)
 
-    def call(sample: Arrays) -> Arrays:
-        outputs = run(to_file_inputs(artifact, sample))
-        return {port.model_name: _from_file(port, _pick(outputs, port.spec.name)) for port in artifact.outputs}
+    return lambda sample: from_file_outputs(artifact, run(to_file_inputs(artifact, sample)))
 
-    return call
+
+def from_file_outputs(artifact: Artifact, outputs: Arrays) -> Arrays:
+    """What the file gives as the original's outputs: dequantized and permuted back."""
+    return {port.model_name: _from_file(port, _pick(outputs, port.spec.name)) for port in artifact.outputs}
 
 
 def _to_file(port: Port, value: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -223,6 +223,14 @@ def closing(manifest: Manifest, folder: str) -> list[Text]:
     ]
     if manifest.accuracy is not None:
         lines.append(_accuracy_line(manifest.accuracy, manifest.original_accuracy))
+    if manifest.device_accuracy is not None:
+        found = manifest.device_accuracy
+        lines.append(
+            Text(
+                f"{found.metric} on the device itself, {found.samples} samples: {accuracy(found)}"
+                f" [{found.ci_low:.2f}, {found.ci_high:.2f}]"
+            )
+        )
     lines += [Text(f"  what would help: {hint}") for hint in verdict.help]
     lines.append(
         Text.assemble(

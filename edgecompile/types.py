@@ -174,6 +174,7 @@ class BuildRequest:
     min_seconds: float = 3.0
     seed: int = 0
     on: str | None = None
+    eval_on_device: int | None = None
     prune: bool = True
     importance: str = "reconstruction"
     resolutions: tuple[int, ...] = ()

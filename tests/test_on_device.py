@@ -61,12 +61,26 @@ def test_a_build_measures_where_it_is_told(project: Project, tmp_path: Path, dev
     done = edgecompile(
         "build", project.model, "--target", "pi4", "--on", f"ssh://{device.user}@127.0.0.1:{device.port}",
         "--budget-ms", "1000", *QUICK, "--data", project.train, "--runtime", "tflite", "--precision", "fp32",
-        "--out", out,
+        "--out", out, "--eval-on-device", "40",
     )  # fmt: skip
     assert done.code == 0, done.err
+    assert "Check the golden vectors on the device" in done.err
+    assert "on the device itself, 40 samples" in " ".join(done.out.split())
     manifest = bundle.read(out).manifest
+    assert manifest.device_accuracy is not None
+    assert manifest.device_accuracy.samples == 40
+    assert manifest.device_accuracy.value > 50
     assert manifest.verdict.status == "met"
     assert manifest.measurement.provenance == "measured"
+
+
+def test_accuracy_on_a_device_needs_one(project: Project, tmp_path: Path) -> None:
+    done = edgecompile(
+        "build", project.model, "--target", "pi4", "--data", project.train, "--eval-on-device", "40", "--out",
+        tmp_path / "out",
+    )  # fmt: skip
+    assert done.code == 2
+    assert "--on" in done.err
 
 
 def test_a_host_whose_key_is_unknown_is_not_trusted(project: Project, tmp_path: Path, device: Server) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
-from edgecompile import (
-    evaluate,
-    execute,
-)
+import numpy as np
+
+from edgecompile import bench, bundle, evaluate, execute
 from edgecompile.errors import (
     InputError,
 )
@@ -73,11 +74,43 @@ def _accuracy(
     )
 
 
-def evaluated(job: Job, chosen: Candidate) -> tuple[Accuracy | None, Accuracy | None]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """What is reported of the file that ships: its accuracy and the original's, on data that nothing was chosen on.
+
+    ``device`` is the accuracy of the outputs that the device itself gave, on the first of these samples.
+    """
+
+    shipped: Accuracy | None = None
+    original: Accuracy | None = None
+    device: Accuracy | None = None
+
+
+def evaluated(job: Job, chosen: Candidate) -> Evaluation:
     """The accuracy of the file that ships, and of the original, on the part that nothing was chosen on."""
     if job.data.synthetic:
-        return None, None
+        return Evaluation()
     samples = job.data.evaluation
     with job.progress.stage("Evaluate the file that ships", 2 * len(samples)) as advance:
         reference = evaluate.reference(execute.original(job.model), samples, progress=each(advance))
-        return _accuracy(job, chosen, reference, "evaluation", advance), reference.accuracy
+        shipped = _accuracy(job, chosen, reference, "evaluation", advance)
+    device = _on_device(job, chosen) if job.request.eval_on_device is not None else None
+    return Evaluation(shipped=shipped, original=reference.accuracy, device=device)
+
+
+def _on_device(job: Job, chosen: Candidate) -> Accuracy:
+    """The accuracy of what the file gives on the device. Raises `DeviceError` where it fails there."""
+    artifact, count = chosen.artifact, job.request.eval_on_device
+    assert artifact is not None
+    mine = changed(job, chosen.plan)
+    samples = job.data.evaluation[:count]
+    with job.progress.stage(f"Run {len(samples)} samples on the device"), tempfile.TemporaryDirectory() as name:
+        reference = evaluate.reference(execute.original(job.model), samples)
+        inputs, outputs = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
+        bundle.write_arrays(inputs, [execute.to_file_inputs(artifact, s) for s in mine.data.evaluation[:count]])
+        with job.transport() as transport:
+            bench.run_inputs(artifact, transport, inputs=inputs, outputs=outputs)
+        with np.load(outputs, allow_pickle=False) as stacked:
+            given = [{key: stacked[key][i] for key in stacked.files} for i in range(len(samples))]
+    results = iter(given)
+    return evaluate.accuracy(lambda _: execute.from_file_outputs(artifact, next(results)), reference, samples)

@@ -127,6 +127,10 @@ def _read(request: BuildRequest, inputs: tuple[TensorSpec, ...]) -> calibration.
     limits = (request.evaluation, request.max_drop, request.min_sqnr_db)
     if request.data is None and any(limit is not None for limit in limits):
         raise InputError("accuracy was asked for, but there is no data", remedy="give a folder with --data")
+    if request.eval_on_device is not None and (request.on is None or request.data is None):
+        raise InputError(
+            "--eval-on-device needs a device and data", remedy="give --on ssh://user@host (or --on local) and --data"
+        )
     preset = None
     if request.preset is not None:
         preset = calibration.load_preset(request.preset, content_dir=request.content_dir)

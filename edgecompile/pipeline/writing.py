@@ -19,6 +19,7 @@ from edgecompile.errors import (
     EXIT_PREDICTED,
     LimitNotMet,
 )
+from edgecompile.pipeline.accuracy import Evaluation
 from edgecompile.pipeline.conversion import changed
 from edgecompile.pipeline.job import Job, some, versions
 from edgecompile.types import (
@@ -43,13 +44,12 @@ def write_bundle(
     job: Job,
     candidates: Sequence[Candidate],
     choice: search.Choice,
-    accuracy: Accuracy | None,
-    original: Accuracy | None,
+    evaluation: Evaluation,
 ) -> BuildResult:
     artifact = choice.candidate.artifact
     assert artifact is not None
     assert choice.candidate.measurement is not None
-    verdict = _verdict(job, choice, accuracy)
+    verdict = _verdict(job, choice, evaluation.shipped)
     mine = changed(job, choice.candidate.plan)
     with job.progress.stage("Write the bundle"), bundle.BundleWriter(job.request.out) as writer:
         model_path = writer.add("model", artifact.file, f"model{artifact.file.suffix}")
@@ -79,8 +79,9 @@ def write_bundle(
             outputs=artifact.outputs,
             preprocessing=to_builtins(mine.data.preprocessing) if mine.data.preprocessing is not None else None,
             measurement=choice.candidate.measurement,
-            accuracy=accuracy,
-            original_accuracy=original,
+            accuracy=evaluation.shipped,
+            original_accuracy=evaluation.original,
+            device_accuracy=evaluation.device,
             parity=tuple(
                 c.parity for c in candidates if c.parity and c.artifact and c.plan.runtime == artifact.runtime
             ),
