@@ -69,9 +69,9 @@ class Transport(Protocol):
 
 
 def open_transport(where: str, *, waiting: Callable[[str], None] | None = None) -> Transport:
-    """The way to ``where``: ``local``, or ``ssh://user@host:port``. Nothing is connected yet.
+    """The way to ``where``: ``local``, ``ssh://user@host:port``, or ``lab:pi4``. Nothing is connected or started yet.
 
-    ``waiting`` is told once when another build has the machine. Raises `InputError` when ``where`` is neither.
+    ``waiting`` is told once when another build has the machine. Raises `InputError` when ``where`` is none of them.
     """
     if where == "local":
         from edgecompile.transport.local import LocalTransport
@@ -81,9 +81,14 @@ def open_transport(where: str, *, waiting: Callable[[str], None] | None = None) 
         from edgecompile.transport.ssh import SSHTransport
 
         return SSHTransport(where, waiting=waiting)
+    if where.startswith("lab:"):
+        from edgecompile.transport.lab import LabTransport
+
+        return LabTransport(where, waiting=waiting)
     place = where.rpartition("@")[2]  # what stands before it may hold a password
     raise InputError(
-        f"{place!r} is no way to a machine", remedy="write local, or ssh://user@host, or ssh://user@host:port"
+        f"{place!r} is no way to a machine",
+        remedy="write local, ssh://user@host, ssh://user@host:port, or lab:pi4 for an emulated board",
     )
 
 

@@ -56,6 +56,8 @@ class Patience:
 class SSHTransport:
     """Runs on a machine reached by SSH. ``where`` is ``ssh://user@host:port``; ``host`` may stand in ~/.ssh/config.
 
+    An `Endpoint` in place of the address is taken as it is, and no configuration is read.
+
     ``identity`` is a private key to try first, ``known_hosts`` takes the place of the user's file of known hosts,
     ``waiting`` is told once when another build has the machine. Raises `InputError` when ``where`` is no address.
     """
@@ -64,14 +66,16 @@ class SSHTransport:
 
     def __init__(
         self,
-        where: str,
+        where: str | Endpoint,
         *,
         identity: Path | None = None,
         known_hosts: Path | None = None,
         patience: Patience | None = None,
         waiting: Callable[[str], None] | None = None,
     ) -> None:
-        self._endpoint: Endpoint = resolve(parse_address(where), identity=identity, known_hosts=known_hosts)
+        if not isinstance(where, Endpoint):
+            where = resolve(parse_address(where), identity=identity, known_hosts=known_hosts)
+        self._endpoint: Endpoint = where
         self._patience = patience or Patience()
         self._waiting = waiting
         self._logins: dict[Endpoint, Authenticator] = {}

@@ -1,0 +1,84 @@
+"""The way to an emulated board: SSH, with a key and a known host of the board's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from edgecompile.errors import InputError
+from edgecompile.transport.lab import box, cores
+from edgecompile.transport.ssh import SSHTransport
+from edgecompile.transport.ssh_config import Endpoint
+
+SCHEME = "lab:"
+
+
+class LabTransport(SSHTransport):
+    """Runs on an emulated board, ``lab:pi4``, which is started if need be and keeps running afterwards.
+
+    ``emulated`` names the core: times measured there say nothing about any device. Nothing of the user's SSH
+    configuration is read. Raises `InputError` for a board that there is not.
+    """
+
+    def __init__(self, where: str, *, waiting: Callable[[str], None] | None = None) -> None:
+        self._core = cores.find(where.removeprefix(SCHEME))
+        self.emulated: str = self._core.name
+        super().__init__(Endpoint(name=where, host="", user="", port=0, known_as="", known_hosts=()), waiting=waiting)
+
+    @property
+    def description(self) -> str:
+        """Its name, and that it is emulated."""
+        return f"{SCHEME}{self._core.board} (emulated {self._core.name})"
+
+    def __enter__(self) -> LabTransport:
+        found = box.up(self._core.board, progress=_Notes(self._waiting) if self._waiting else None)
+        self._endpoint = Endpoint(
+            name=self.description,
+            host="127.0.0.1",
+            user=box.USER,
+            port=found.port,
+            known_as=f"[127.0.0.1]:{found.port}",
+            known_hosts=(found.known_hosts,),
+            identities=(found.identity,),
+            only_identities=True,
+        )
+        self._logins.clear()  # a board that was started anew has another key
+        super().__enter__()
+        return self
+
+
+class _Notes:
+    """Stages told as notes, to somebody who only takes these."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self.note = self.warn = tell
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        self.note(title)
+        yield lambda steps: None
+
+
+def emulated_core(transport: object) -> str | None:
+    """The core that a transport's machine emulates; ``None`` for real machines."""
+    found = getattr(transport, "emulated", None)
+    return found if isinstance(found, str) else None
+
+
+def latency_warning(core: str) -> str:
+    """What must stand beside any time that was measured on an emulated machine."""
+    return f"measured on an emulated {core}: these are times of the emulator, not of a device, and compare with nothing"
+
+
+def refuse_latency(transport: object) -> None:
+    """Raise `InputError` when a transport leads to an emulated machine, whose times mean nothing."""
+    core = emulated_core(transport)
+    if core is not None:
+        raise InputError(
+            f"an emulated {core} has no latency: its times are the emulator's",
+            remedy="measure on the board itself with --on ssh://user@host; the emulated one checks outputs "
+            "(edgecompile verify BUNDLE --on lab:...) and counts instructions",
+        )
+
+
+__all__ = ["SCHEME", "LabTransport", "emulated_core", "latency_warning", "refuse_latency"]

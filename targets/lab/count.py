@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Runs a model file a number of times with one thread, with a marker around every run that a QEMU plugin sees.
+
+    qemu-aarch64 -plugin insn_count.so,out=counts.txt /usr/bin/python3 count.py --model tflite:a.tflite --runs 5
+
+Between the first two markers nothing is done, which gives the cost of a marker itself. Stands beside runner.py.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib.util
+import os
+import sys
+
+#: A file descriptor that no program has; insn_count.c knows it.
+MARKER = -0xED6E
+
+
+def load_runner():
+    """The module runner.py beside this file."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "runner.py")
+    spec = importlib.util.spec_from_file_location("runner", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def mark():
+    with contextlib.suppress(OSError):
+        os.lseek(MARKER, 0, 0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, metavar="RUNTIME:FILE")
+    parser.add_argument("--runs", type=int, default=5, metavar="N")
+    parser.add_argument("--warmup", type=int, default=3, metavar="N")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--runtime-module", metavar="PACKAGE")
+    arguments = parser.parse_args()
+    arguments.threads, arguments.inputs = 1, None
+    runner = load_runner()
+    try:
+        session = runner.open_session(0, arguments.model, arguments)
+        session.set(runner.feed_of(session, 0, arguments))
+        gc.disable()
+        for _ in range(arguments.warmup):
+            runner.invoke_once(session, 0)
+            mark()
+        mark()
+        for _ in range(arguments.runs):
+            session.invoke()
+            mark()
+    except runner.Failure as exc:
+        sys.stderr.write("error: " + exc.message + "\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
