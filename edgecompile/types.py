@@ -245,8 +245,28 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """CPUs that share a clock: what they are, their clock's limits in MHz, the governor; ``None`` where not told.
+
+    ``capacity`` is the kernel's measure of a core's speed, 1024 for the fastest.
+    """
+
+    cpus: tuple[int, ...]
+    core: str | None = None
+    capacity: int | None = None
+    governor: str | None = None
+    min_mhz: float | None = None
+    max_mhz: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Environment:
-    """The machine a measurement was taken on, and its state before and after."""
+    """The machine a measurement was taken on, and its state before, during and after.
+
+    ``clusters`` stand with the biggest cores first. ``throttled_*`` are the Raspberry Pi's bits; ``_during`` and
+    ``frequency_mhz_*`` of the run are of samples taken twice a second: the median, and the lowest. ``passes`` counts
+    the repetitions that were made until two agreed, ``cooled_s`` the seconds waited between them.
+    """
 
     device: str
     machine: str
@@ -262,6 +282,17 @@ class Environment:
     frequency_mhz_after: float | None = None
     temperature_c_before: float | None = None
     temperature_c_after: float | None = None
+    clusters: tuple[Cluster, ...] = ()
+    frequency_mhz_during: float | None = None
+    frequency_mhz_lowest: float | None = None
+    temperature_c_highest: float | None = None
+    throttled_before: int | None = None
+    throttled_during: int | None = None
+    throttled_after: int | None = None
+    memory_available_bytes_before: int | None = None
+    memory_available_bytes_after: int | None = None
+    passes: int = 1
+    cooled_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,7 +300,8 @@ class Measurement:
     """Latency with its provenance, all in milliseconds; ``value_ms`` is the chosen percentile with a 95 % interval.
 
     An estimate has ``runs == 0``, an interval that reflects the profile's own error, and no environment.
-    ``warnings`` say why the figure should be doubted (noise, throttling, a loaded machine).
+    ``warnings`` say why the figure should be doubted (noise, throttling, a loaded machine). ``trusted`` is false where
+    they say that the machine was not itself: slowed, overloaded, or never twice the same.
     """
 
     provenance: Literal["measured", "estimated", "imported"]
@@ -293,10 +325,15 @@ class Measurement:
     total_operators: int | None = None
     environment: Environment | None = None
     warnings: tuple[str, ...] = ()
+    trusted: bool = True
 
     def meets(self, latency_ms: float) -> bool:
         """Whether the upper end of the interval lies under ``latency_ms``. Says nothing about provenance."""
         return self.ci_high_ms <= latency_ms
+
+    def counts(self, latency_ms: float) -> bool:
+        """Whether the figure keeps the budget and can be trusted: what a verdict may be built on."""
+        return self.trusted and self.meets(latency_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import msgspec
@@ -16,13 +16,57 @@ _VERSION: Literal[1] = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """CPUs that share a clock; ``allowed_mhz`` is what the kernel lets it be at present, at most."""
+
+    cpus: tuple[int, ...]
+    core: str | None
+    capacity: int | None
+    governor: str | None
+    mhz: float | None
+    min_mhz: float | None
+    max_mhz: float | None
+    allowed_mhz: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """What may change while measuring; ``None`` where the machine does not tell."""
+    """What may change while measuring; ``None`` where the machine does not tell.
+
+    ``throttled`` are the bits of a Raspberry Pi, ``cooling`` the kernel's means that slow the CPU and are in use.
+    """
 
     load: float | None
     frequency_mhz: float | None
     governor: str | None
     temperature_c: float | None
+    memory_available_bytes: int | None = None
+    throttled: int | None = None
+    cooling: dict[str, int] = field(default_factory=dict)
+    clusters: tuple[Clock, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class During:
+    """What samples taken while measuring say: the usual clock, its lowest, the share it lost within a pass."""
+
+    samples: int
+    frequency_mhz: float | None
+    frequency_mhz_lowest: float | None
+    frequency_fall: float
+    temperature_c_highest: float | None
+    throttled: int | None
+    cooling: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pass:
+    """Some rounds, which are compared with those of other passes; ``kept`` ones make the figures."""
+
+    medians_ms: tuple[float, ...]
+    cooled_s: float
+    temperature_c: float | None
+    kept: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +85,8 @@ class Machine:
     own_cpus: float
     other_cpus: float | None
     stolen_cpus: float | None
+    during: During | None = None
+    passes: tuple[Pass, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +101,10 @@ class Operators:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """One file: ``latencies_ms[k]`` are those of round ``k``, of which every ``kept_every``-th was kept."""
+    """One file: ``latencies_ms[k]`` are those of round ``k``, of which every ``kept_every``-th was kept.
+
+    ``agreed`` tells whether two passes gave about the same median; ``None`` where only one was made.
+    """
 
     package: str
     version: str
@@ -66,6 +115,7 @@ class Measured:
     latencies_ms: tuple[tuple[float, ...], ...]
     runs: int
     kept_every: int
+    agreed: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,17 +6,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from edgecompile import stats
-from edgecompile.bench import document, intervals, runner
+from edgecompile.bench import document, intervals, runner, state
 from edgecompile.transport import Transport
-from edgecompile.types import Artifact, Environment, Measurement, Ratio
+from edgecompile.types import Artifact, Cluster, Environment, Measurement, Ratio
 
 #: Beyond these the figures of a measurement are not to be taken at their word.
-_BUSY_CPUS = 0.25
-_STOLEN_CPUS = 0.02
 _DRIFT = 0.05
 _WIDE = 0.1
-_SLOWER_CLOCK = 0.9
-_HOT_C = 80.0
 _RUNS_BEYOND = 5
 #: Operators whose running outside the delegate makes a file several times slower.
 _HEAVY = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
@@ -27,6 +23,9 @@ class BenchOptions:
     """How to measure: each file runs at least ``min_runs`` times and ``min_seconds``, spread over rounds.
 
     A round is a fresh process in which the files take turns. Without ``rounds``: one for each 0.3 seconds, 3 to 10.
+
+    The rounds make two passes. Where their medians differ by more than 5 %, passes are added until two agree, up to
+    ``passes``; between two passes the machine may cool down for ``cool_down_s`` seconds. One pass: nothing is compared.
     """
 
     threads: int = 1
@@ -35,6 +34,8 @@ class BenchOptions:
     min_runs: int = 50
     min_seconds: float = 3.0
     rounds: int | None = None
+    passes: int = 5
+    cool_down_s: float = 30.0
     pin: bool = True
     seed: int = 0
     timeout_s: float = 3600.0
@@ -65,7 +66,7 @@ def measure(artifacts: Sequence[Artifact], transport: Transport, options: BenchO
     Raises `DeviceError` when the machine or its runner fails, `InputError` when a file cannot be run at all.
     """
     arguments = ["--rounds", str(options.round_count), *([] if options.pin else ["--no-pin"])]
-    for name in ("threads", "warmup_s", "min_runs", "min_seconds", "seed"):
+    for name in ("threads", "warmup_s", "min_runs", "min_seconds", "seed", "passes", "cool_down_s"):
         arguments += ["--" + name.replace("_", "-"), str(getattr(options, name))]
     found = runner.run(artifacts, transport, arguments, document.Document, timeout_s=options.timeout_s)
     environment = _environment(found.environment)
@@ -77,6 +78,7 @@ def measure(artifacts: Sequence[Artifact], transport: Transport, options: BenchO
 
 
 def _environment(machine: document.Machine) -> Environment:
+    before, during, after = machine.before, machine.during, machine.after
     return Environment(
         device=machine.device,
         machine=machine.machine,
@@ -85,13 +87,35 @@ def _environment(machine: document.Machine) -> Environment:
         cores=machine.cores,
         affinity=machine.affinity,
         kernel=machine.kernel,
-        load_before=-1.0 if machine.before.load is None else machine.before.load,
-        load_after=-1.0 if machine.after.load is None else machine.after.load,
-        governor=machine.before.governor,
-        frequency_mhz_before=machine.before.frequency_mhz,
-        frequency_mhz_after=machine.after.frequency_mhz,
-        temperature_c_before=machine.before.temperature_c,
-        temperature_c_after=machine.after.temperature_c,
+        load_before=-1.0 if before.load is None else before.load,
+        load_after=-1.0 if after.load is None else after.load,
+        governor=before.governor,
+        frequency_mhz_before=before.frequency_mhz,
+        frequency_mhz_after=after.frequency_mhz,
+        temperature_c_before=before.temperature_c,
+        temperature_c_after=after.temperature_c,
+        clusters=tuple(map(_cluster, before.clusters)),
+        frequency_mhz_during=during.frequency_mhz if during else None,
+        frequency_mhz_lowest=during.frequency_mhz_lowest if during else None,
+        temperature_c_highest=during.temperature_c_highest if during else None,
+        throttled_before=before.throttled,
+        throttled_during=during.throttled if during else None,
+        throttled_after=after.throttled,
+        memory_available_bytes_before=before.memory_available_bytes,
+        memory_available_bytes_after=after.memory_available_bytes,
+        passes=max(1, len(machine.passes)),
+        cooled_s=sum(one.cooled_s for one in machine.passes),
+    )
+
+
+def _cluster(clock: document.Clock) -> Cluster:
+    return Cluster(
+        cpus=clock.cpus,
+        core=clock.core,
+        capacity=clock.capacity,
+        governor=clock.governor,
+        min_mhz=clock.min_mhz,
+        max_mhz=clock.max_mhz,
     )
 
 
@@ -101,6 +125,7 @@ def _measurement(
     import numpy as np
 
     value = intervals.percentile(found.latencies_ms, options.percentile)
+    doubts = [*state.doubts(machine, options.threads), *_doubts_about_file(found, value, options)]
     median, p90, p95, p99 = np.percentile(np.concatenate(found.latencies_ms), [50, 90, 95, 99])
     return Measurement(
         provenance="measured",
@@ -123,29 +148,24 @@ def _measurement(
         delegated_operators=found.operators.delegated if found.operators else None,
         total_operators=found.operators.total if found.operators else None,
         environment=environment,
-        warnings=(*_doubts_about_machine(machine, options), *_doubts_about_file(found, value, options)),
+        warnings=tuple(doubt.words for doubt in doubts),
+        trusted=not any(doubt.grave for doubt in doubts),
     )
 
 
-def _doubts_about_machine(machine: document.Machine, options: BenchOptions) -> Iterator[str]:
-    """Why all figures of a measurement should be doubted."""
-    if options.threads > machine.cores:
-        yield f"{options.threads} threads on {machine.cores} CPUs"
-    if machine.other_cpus is not None and machine.other_cpus > _BUSY_CPUS:
-        yield f"other programs kept {machine.other_cpus:.1f} of {machine.cores} CPUs busy while measuring"
-    if machine.stolen_cpus is not None and machine.stolen_cpus > _STOLEN_CPUS:
-        yield f"the virtual machine's host took {machine.stolen_cpus:.2f} CPUs away while measuring"
-    before, after = machine.before, machine.after
-    if before.governor is not None and "powersave" in before.governor.split():
-        yield "the CPU's clock governor is powersave"
-    if before.frequency_mhz and after.frequency_mhz and after.frequency_mhz < _SLOWER_CLOCK * before.frequency_mhz:
-        yield f"the CPU's clock fell from {before.frequency_mhz:.0f} to {after.frequency_mhz:.0f} MHz"
-    if after.temperature_c is not None and after.temperature_c >= _HOT_C:
-        yield f"the CPU is at {after.temperature_c:.0f} degrees Celsius, where devices slow down"
-
-
-def _doubts_about_file(found: document.Measured, value: stats.Interval, options: BenchOptions) -> Iterator[str]:
+def _doubts_about_file(found: document.Measured, value: stats.Interval, options: BenchOptions) -> Iterator[state.Doubt]:
     """Why one file's figures should be doubted."""
+    if found.agreed is False:
+        yield state.Doubt(words="no two passes agreed within 5 %", grave=True)
+    yield from (state.Doubt(words=words) for words in _unsteady(found, value, options))
+    heavy = {name: n for name, n in (found.operators.left if found.operators else {}).items() if name in _HEAVY}
+    if heavy and found.operators:
+        names = ", ".join(f"{count} {name}" for name, count in heavy.items())
+        delegated, total = found.operators.delegated, found.operators.total
+        yield state.Doubt(words=f"the delegate took {delegated} of {total} operators, and not {names}")
+
+
+def _unsteady(found: document.Measured, value: stats.Interval, options: BenchOptions) -> Iterator[str]:
     import numpy as np
 
     beyond = found.runs * min(options.percentile, 100.0 - options.percentile) / 100.0
@@ -159,7 +179,3 @@ def _doubts_about_file(found: document.Measured, value: stats.Interval, options:
         drift = float(np.median(medians[-third:]) / np.median(medians[:third])) - 1.0
         if abs(drift) > _DRIFT:
             yield f"latency changed by {drift:+.0%} from the first rounds to the last"
-    heavy = {name: n for name, n in (found.operators.left if found.operators else {}).items() if name in _HEAVY}
-    if heavy and found.operators:
-        names = ", ".join(f"{count} {name}" for name, count in heavy.items())
-        yield f"the delegate took {found.operators.delegated} of {found.operators.total} operators, and not {names}"
