@@ -18,7 +18,7 @@ LAYERS = (
     {"measuring"},
     {"page"},
     {"report"},
-    {"search", "bundle", "config", "shrink"},
+    {"search", "bundle", "config", "shrink", "students"},
     {"tables", "allocation", "operator_times"},
     {"techniques", "lower", "parity", "estimate", "bench", "evaluate", "jetson"},
     {"execute", "model", "graph", "profiles", "calibration", "transport", "tflite_file"},
