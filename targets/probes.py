@@ -121,7 +121,10 @@ class Probes:
         for _, (name, _) in sorted(self.cores().items()):
             if name not in names:
                 names.append(name)
-        model = common.get("model name") or " + ".join(names) or common.get("Hardware") or ""
+        arm = " + ".join(names)
+        # Of ARM cores, old kernels give "ARMv8 Processor rev 1 (v8l)" for a name.
+        known = [name for name in names if not name.startswith("part ")]
+        model = (arm if known else common.get("model name") or arm) or common.get("Hardware") or ""
         return {"model": model, "flags": (common.get("flags") or common.get("Features") or "").split()}
 
     def device(self):

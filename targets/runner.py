@@ -70,8 +70,9 @@ def load_module(name, path):
 
 
 probes = load_module("edgecompile_probes", os.path.join(HERE, "probes.py"))
-#: This machine.
+#: What is told about this machine, and what this process needs to know of itself.
 HOST = probes.Probes()
+SELF = probes.Probes()
 
 # ------------------------------------------------------------------------------------------------------- files
 
@@ -284,7 +285,9 @@ def measure_round(arguments):
     runs = -(-arguments.min_runs // arguments.rounds)
     turns = min(TURNS, runs)
     seconds = arguments.min_seconds / arguments.rounds
-    strides = [max(1, int(1e3 * seconds * arguments.rounds / ms / MOST_LATENCIES)) for ms in estimates]
+    strides = arguments.strides or [
+        max(1, int(1e3 * seconds * arguments.rounds / ms / MOST_LATENCIES)) for ms in estimates
+    ]
     pause_s = PAUSE_S if arguments.threads > 1 and len(models) > 1 else 0.0
     gc.disable()
     for _ in range(turns):
@@ -347,15 +350,19 @@ def make_passes(arguments, affinity, allowed, start_c):
     """Halves of the rounds, and then as many rounds again as the first half had, until two of these passes agree."""
     most = arguments.passes if arguments.rounds > 1 else 1
     first = arguments.rounds if most == 1 else -(-arguments.rounds // 2)
-    passes, number = [], 0
+    passes, number, strides = [], 0, ()
     others = sorted(set(allowed) - set(affinity))
     while len(passes) < most and not agreeing(passes):
         cooled_s = cool_down(start_c, arguments.cool_down_s) if passes else 0.0
         count = arguments.rounds - first if len(passes) == 1 else first
         celsius = HOST.temperature()
         with probes.Watch(HOST, affinity, others) as watch:
-            rounds = [in_child(None, "--round", str(number + k)) for k in range(count)]
-        number += count
+            rounds = []
+            for _ in range(count):
+                rounds.append(in_child(None, "--round", str(number), *strides))
+                # Every round keeps the same share of its latencies, else some would weigh more than others.
+                strides = ["--strides", *(str(one["kept_every"]) for one in rounds[0]["models"])]
+                number += 1
         medians = [float(np.median(np.concatenate(gathered(i, rounds)["latencies_ms"])))
                    for i in range(len(arguments.model))]  # fmt: skip
         passes.append(
@@ -419,7 +426,7 @@ def machine():
 
 def memory(field):
     """VmRSS or VmHWM of this process in bytes."""
-    match = re.search(field + r":\s+(\d+) kB", HOST.read("proc/self/status") or "")
+    match = re.search(field + r":\s+(\d+) kB", SELF.read("proc/self/status") or "")
     return 1024 * int(match.group(1)) if match else None
 
 
@@ -439,7 +446,7 @@ def pin(threads):
 
 def usage():
     """Seconds so far: of the clock, of this process, of all processes, and those that a hypervisor took."""
-    fields = [int(n) for n in (HOST.read("proc/stat") or "cpu").splitlines()[0].split()[1:]]
+    fields = [int(n) for n in (SELF.read("proc/stat") or "cpu").splitlines()[0].split()[1:]]
     if len(fields) < 8 or not hasattr(os, "sysconf"):
         return time.perf_counter(), time.process_time(), None, None
     user, nice, system, _, _, irq, softirq, stolen = (n / os.sysconf("SC_CLK_TCK") for n in fields[:8])
@@ -508,8 +515,10 @@ def parse():
     add("--write-outputs", metavar="NPZ", help="where --run-inputs writes the outputs")
     add("--output", metavar="JSON", help="write the document to this file too")
     add("--json", action="store_true", help="print the document, not a summary")
+    add("--machine-root", default="/", help=argparse.SUPPRESS)
     add("--probe", type=int, help=argparse.SUPPRESS)
     add("--round", type=int, help=argparse.SUPPRESS)
+    add("--strides", type=positive, nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if bool(arguments.run_inputs) != bool(arguments.write_outputs):
         parser.error("--run-inputs and --write-outputs belong together")
@@ -580,6 +589,7 @@ def stop(number, frame):
 
 def main():
     arguments = parse()
+    HOST.root = arguments.machine_root
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     with quiet_stdout() as stdout:

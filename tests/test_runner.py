@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -159,6 +161,71 @@ def test_inputs_may_be_given(artifacts: dict[str, Artifact], targets: Path, tmp_
     assert (error["kind"], error["model"]) == ("bad_inputs", 0)
     assert "(1, 16, 16, 4)" in error["message"]
     assert "(1, 16, 16, 3)" in error["message"]
+
+
+# ------------------------------------------------------------------------------------------------------- passes
+
+
+@pytest.fixture(scope="module")
+def runner() -> ModuleType:
+    """The program as a module, of which no process was made."""
+    path = content.builtin_root("targets") / "runner.py"
+    spec = importlib.util.spec_from_file_location("edgecompile_runner_tested", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("medians", "kept"),
+    [
+        ([[1.0, 8.0]], None),
+        ([[1.0, 8.0], [1.04, 7.7]], [0, 1]),
+        ([[1.0, 8.0], [1.06, 8.0]], None),
+        ([[1.0, 8.0], [1.0, 9.0], [1.2, 8.0]], None),
+        ([[2.0, 8.0], [1.0, 8.0], [1.5, 8.0], [1.02, 8.0]], [1, 3]),
+    ],
+)
+def test_passes_agree_when_every_files_median_does(
+    medians: list[list[float]], kept: list[int] | None, runner: ModuleType
+) -> None:
+    passes = [{"medians_ms": one} for one in medians]
+    assert runner.agreeing(passes) == (None if kept is None else [passes[k] for k in kept])
+
+
+def test_each_file_is_told_whether_its_passes_agree(runner: ModuleType) -> None:
+    passes = [{"medians_ms": one} for one in ([1.0, 8.0], [1.5, 8.1], [2.5, 9.9])]
+    assert [runner.agreed(passes, index) for index in range(2)] == [False, True]
+    assert runner.agreed(passes[:1], 0) is None
+
+
+def test_passes_that_never_agree_are_made_to_the_end_and_all_are_kept(
+    artifacts: dict[str, Artifact], targets: Path
+) -> None:
+    slower = "time.sleep(0.004 * 3 ** int(sys.argv[sys.argv.index('--round') + 1] if '--round' in sys.argv else 0))"
+    backend(targets, "slowing", invoke=f"import sys; {slower}")
+    model = ("--model", f"slowing:{artifacts['tflite-fp32'].file}", *QUICK, "--min-runs", "2", "--json")
+    found = document(run(targets, *model, "--passes", "3"))
+    assert found["models"][0]["agreed"] is False
+    assert len(found["models"][0]["latencies_ms"]) == 3
+    assert [one["kept"] for one in found["environment"]["passes"]] == [True] * 3
+    assert document(run(targets, *model))["models"][0]["agreed"] is None
+
+
+def test_the_wait_for_a_cooler_machine_is_bounded(runner: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    celsius = iter([70.0, 60.0, 54.0, 54.0])
+    monkeypatch.setattr(runner.HOST, "temperature", lambda: next(celsius))
+    monkeypatch.setattr(runner.time, "sleep", lambda _: None)
+    runner.cool_down(50.0, 1e6)
+    assert next(celsius) == 54.0  # three looks were enough
+    monkeypatch.setattr(runner.HOST, "temperature", lambda: 90.0)
+    assert runner.cool_down(50.0, 0.0) >= 0.0
+    assert runner.cool_down(50.0, 0.01) >= 0.01
+    monkeypatch.setattr(runner.HOST, "temperature", lambda: None)
+    runner.cool_down(50.0, 1e6)
+    runner.cool_down(None, 1e6)
 
 
 # --------------------------------------------------------------------------------------------------- given inputs

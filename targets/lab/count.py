@@ -42,6 +42,7 @@ def main():
     arguments.threads, arguments.inputs = 1, None
     runner = load_runner()
     try:
+        _, runtime = runner.import_runtime(0, arguments.model, arguments.runtime_module)
         session = runner.open_session(0, arguments.model, arguments)
         session.set(runner.feed_of(session, 0, arguments))
         gc.disable()
@@ -55,6 +56,7 @@ def main():
     except runner.Failure as exc:
         sys.stderr.write("error: " + exc.message + "\n")
         return 1
+    print(runtime.package, runtime.version)
     return 0
 
 
