@@ -21,17 +21,17 @@ class LabTransport(SSHTransport):
     """
 
     def __init__(self, where: str, *, waiting: Callable[[str], None] | None = None) -> None:
-        self._core = cores.find(where.removeprefix(SCHEME))
-        self.emulated: str = self._core.name
+        self.core = cores.find(where.removeprefix(SCHEME))
+        self.emulated: str = self.core.name
         super().__init__(Endpoint(name=where, host="", user="", port=0, known_as="", known_hosts=()), waiting=waiting)
 
     @property
     def description(self) -> str:
         """Its name, and that it is emulated."""
-        return f"{SCHEME}{self._core.board} (emulated {self._core.name})"
+        return f"{SCHEME}{self.core.board} (emulated {self.core.name})"
 
     def __enter__(self) -> LabTransport:
-        found = box.up(self._core.board, progress=_Notes(self._waiting) if self._waiting else None)
+        found = box.up(self.core.board, progress=_Notes(self._waiting) if self._waiting else None)
         self._endpoint = Endpoint(
             name=self.description,
             host="127.0.0.1",
