@@ -405,6 +405,64 @@ def cool_down(start_c, most_s):
     return time.monotonic() - begin
 
 
+# ------------------------------------------------------------------------------------------- for a long time
+
+
+def sustain(arguments):
+    """One file without a break, in this fresh process: for each second the median latency and the number of runs."""
+    session = open_session(0, arguments.model[0], arguments)
+    session.set(feed_of(session, 0, arguments))
+    invoke_once(session, 0)
+    before, begin = usage(), time.monotonic()
+    each_s = each_second(arguments.sustained)
+    at_s, latency_ms, runs = [], [], []
+    gc.disable()
+    while not at_s or at_s[-1] < arguments.sustained:
+        times, count = turn(session, 1, each_s, 1)
+        at_s.append(time.monotonic() - begin)
+        latency_ms.append(float(np.median(times)))
+        runs.append(count)
+    return {"begin_s": begin, "usage": spent(before, usage()), "at_s": at_s, "latency_ms": latency_ms, "runs": runs}
+
+
+def each_second(seconds):
+    """What "each second" means: a second, or for a run of less than a minute the sixtieth part of it."""
+    return min(1.0, seconds / 60.0)
+
+
+def measure_sustained(arguments):
+    """Latency, temperature and clock against time, as one document."""
+    allowed = current_affinity()
+    affinity = pin(arguments.threads) if arguments.pin else allowed
+    before = HOST.state(affinity)
+    found = in_child(0, "--probe", "0")
+    others = sorted(set(allowed) - set(affinity))
+    with probes.Watch(HOST, affinity, others, every_s=each_second(arguments.sustained)) as watch:
+        series = in_child(0, "--sustain")
+    environment = dict(machine(), affinity=affinity, before=before, after=HOST.state(affinity), **series["usage"])
+    environment["during"] = probes.summary([watch.samples])
+    times = [series["begin_s"] + at for at in series["at_s"]]
+    seen = [nearest(watch.samples, at) for at in times]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "threads": arguments.threads,
+        "seed": arguments.seed,
+        "inputs": arguments.inputs or "random",
+        "environment": environment,
+        "model": dict(found, model=arguments.model[0]),
+        "at_s": series["at_s"],
+        "latency_ms": series["latency_ms"],
+        "runs": series["runs"],
+        "temperature_c": [one and one["temperature_c"] for one in seen],
+        "frequency_mhz": [one and one["frequency_mhz"] for one in seen],
+    }
+
+
+def nearest(samples, at_s):
+    """The sample taken nearest to a moment; None where there are none."""
+    return min(samples, key=lambda one: abs(one["at_s"] - at_s)) if samples else None
+
+
 # ------------------------------------------------------------------------------------------------- the machine
 
 
@@ -507,6 +565,7 @@ def parse():
         help="halve the rounds, repeat until two agree, N at most (1)",
     )
     add("--cool-down-s", type=float, default=30.0, metavar="S", help="wait so long at most between passes (30)")
+    add("--sustained", type=duration, metavar="TIME", help="run one file for 10m (or 90s, 1h) without a break")
     add("--seed", type=int, default=0, metavar="N", help="of the random inputs and of the order in a round")
     add("--inputs", metavar="NPZ", help="inputs by name in place of random ones")
     add("--no-pin", dest="pin", action="store_false", help="leave the choice of CPUs to the kernel")
@@ -518,12 +577,15 @@ def parse():
     add("--machine-root", default="/", help=argparse.SUPPRESS)
     add("--probe", type=int, help=argparse.SUPPRESS)
     add("--round", type=int, help=argparse.SUPPRESS)
+    add("--sustain", action="store_true", help=argparse.SUPPRESS)
     add("--strides", type=positive, nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if bool(arguments.run_inputs) != bool(arguments.write_outputs):
         parser.error("--run-inputs and --write-outputs belong together")
     if arguments.run_inputs and len(arguments.model) != 1:
         parser.error("--run-inputs takes one --model")
+    if arguments.sustained and (len(arguments.model) != 1 or arguments.run_inputs):
+        parser.error("--sustained takes one --model, and no --run-inputs")
     return arguments
 
 
@@ -534,6 +596,15 @@ def positive(text):
     return number
 
 
+def duration(text):
+    """``90``, ``90s``, ``10m`` or ``1h`` in seconds."""
+    match = re.match(r"^(\d+(?:\.\d+)?)([smh]?)$", text)
+    seconds = float(match.group(1)) * {"": 1, "s": 1, "m": 60, "h": 3600}[match.group(2)] if match else 0.0
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError("must be a time such as 90s or 10m")
+    return seconds
+
+
 def perform(arguments):
     """The document that was asked for, or the one that says why there is none."""
     try:
@@ -542,6 +613,10 @@ def perform(arguments):
             return probe(arguments)
         if arguments.round is not None:
             return measure_round(arguments)
+        if arguments.sustain:
+            return sustain(arguments)
+        if arguments.sustained:
+            return measure_sustained(arguments)
         return run_inputs(arguments) if arguments.run_inputs else measure(arguments)
     except Failure as exc:
         error = {"kind": exc.kind, "message": exc.message, "model": exc.model}
@@ -564,6 +639,8 @@ def summary(document):
     if "samples" in document:
         return "ran {samples} samples with {package} {version}".format(**document)
     lines = ["latency in ms, {} thread(s), {}".format(document["threads"], document["environment"]["cpu_model"])]
+    if "at_s" in document:
+        return "\n".join(lines + sustained_lines(document))
     for found in document["models"]:
         series = np.concatenate(found["latencies_ms"])
         figures = tuple(np.percentile(series, q) for q in (50, 90, 95, 99))
@@ -572,6 +649,13 @@ def summary(document):
         facts = "  {runs} runs, first run {cold_ms:.3f}, loading {load_ms:.1f}, {package} {version}"
         lines.append(facts.format(**found))
     return "\n".join(lines)
+
+
+def sustained_lines(document):
+    """A line for each tenth of the time."""
+    rows = list(zip(*(document[name] for name in ("at_s", "latency_ms", "temperature_c", "frequency_mhz"))))
+    shown = rows[:: max(1, len(rows) // 10)]
+    return ["  after {:.0f} s: {:.3f} ms, {} degrees, {} MHz".format(*row) for row in shown]
 
 
 def quiet_stdout():
@@ -595,7 +679,8 @@ def main():
     with quiet_stdout() as stdout:
         document = perform(arguments)
         text = json.dumps(document)
-        if arguments.output and arguments.probe is None and arguments.round is None:
+        child = arguments.probe is not None or arguments.round is not None or arguments.sustain
+        if arguments.output and not child:
             with open(arguments.output, "w") as stream:
                 stream.write(text + "\n")
         if arguments.json:

@@ -129,6 +129,32 @@ class Document:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded:
+    """What the probe of a file says."""
+
+    package: str
+    version: str
+    load_ms: float
+    cold_ms: float
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SustainedDocument:
+    """One file run for a long time; the entry ``i`` of every series is about the moment ``at_s[i]``."""
+
+    schema_version: Literal[1]
+    threads: int
+    environment: Machine
+    model: Loaded
+    at_s: tuple[float, ...]
+    latency_ms: tuple[float, ...]
+    runs: tuple[int, ...]
+    temperature_c: tuple[float | None, ...]
+    frequency_mhz: tuple[float | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
     """Given inputs were run through one file."""
 

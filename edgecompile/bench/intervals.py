@@ -39,6 +39,31 @@ def ratio(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[f
     return _widened(over_rounds, [float(np.log(np.percentile(a, q) / np.percentile(b, q))) for a, b in pairs])
 
 
+def median(values: Sequence[float]) -> float:
+    """The median, in the values' unit."""
+    import numpy as np
+
+    return float(np.median(values))
+
+
+def quotient(numerator: Sequence[float], denominator: Sequence[float], blocks: int) -> stats.Interval:
+    """The quotient of two series' medians, each in time order and taken at another time.
+
+    Neighbours resemble each other, so each series is cut into ``blocks``; the interval is Student's t on the
+    logarithms of the blocks' medians. Raises ``ValueError`` for fewer than two values on a side.
+    """
+    import numpy as np
+
+    if min(len(numerator), len(denominator), blocks) < 2:
+        raise ValueError("a quotient's interval needs at least two values on either side")
+    value = median(numerator) / median(denominator)
+    parts = [np.array_split(np.log(side), min(blocks, len(side))) for side in (numerator, denominator)]
+    sides = [[float(np.median(part)) for part in side] for side in parts]
+    half = _student(sum(map(len, sides)) - 2) * sum(np.var(side, ddof=1) / len(side) for side in sides) ** 0.5
+    factor = float(np.exp(half))
+    return stats.Interval(value=value, low=value / factor, high=value * factor)
+
+
 def _widened(found: stats.Interval, logarithms: Sequence[float]) -> stats.Interval:
     """``found`` made as wide as Student's t makes it on the logarithms of the rounds' own figures."""
     import numpy as np

@@ -69,7 +69,7 @@ def measure(artifacts: Sequence[Artifact], transport: Transport, options: BenchO
     for name in ("threads", "warmup_s", "min_runs", "min_seconds", "seed", "passes", "cool_down_s"):
         arguments += ["--" + name.replace("_", "-"), str(getattr(options, name))]
     found = runner.run(artifacts, transport, arguments, document.Document, timeout_s=options.timeout_s)
-    environment = _environment(found.environment)
+    environment = environment_of(found.environment)
     return BenchResult(
         measurements=tuple(_measurement(m, found.environment, environment, options) for m in found.models),
         rounds=tuple(m.latencies_ms for m in found.models),
@@ -77,7 +77,8 @@ def measure(artifacts: Sequence[Artifact], transport: Transport, options: BenchO
     )
 
 
-def _environment(machine: document.Machine) -> Environment:
+def environment_of(machine: document.Machine) -> Environment:
+    """The machine, as results carry it."""
     before, during, after = machine.before, machine.during, machine.after
     return Environment(
         device=machine.device,
