@@ -113,8 +113,8 @@ class Architecture:
         return "-".join(
             (
                 self.kind, f"w{self.width:g}", f"d{_dotted(self.depths)}",
-                f"s{_dotted((self.stem_stride, *self.strides))}", f"e{self.expansion}", f"k{self.kernel}", *(("se",) if self.squeeze_excite else ()), self.activation,
-                f"t{self.tile}",
+                f"s{_dotted((self.stem_stride, *self.strides))}", f"e{self.expansion}", f"k{self.kernel}",
+                *(("se",) if self.squeeze_excite else ()), self.activation, f"t{self.tile}",
             )
         )  # fmt: skip
 

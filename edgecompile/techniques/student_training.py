@@ -29,7 +29,8 @@ _EVERY = 200
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """``rate`` is AdamW's highest, ``decay`` its weight decay; images are moved by up to ``shift`` pixels; ``flip`` says whether they are mirrored sideways, ``mix`` which share of a batch is mixed with other images."""
+    """``rate`` is AdamW's highest, ``decay`` its weight decay; images are moved by up to ``shift`` pixels; ``flip``
+    mirrors half of them sideways; ``mix`` is the share of a batch that is mixed with other images."""
 
     steps: int
     batch: int = 128
@@ -91,7 +92,7 @@ class Trainer:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.student.parameters(), _CLIP)
         optimizer.step()
-        value = float(loss)
+        value = float(loss.detach())
         if not math.isfinite(value):
             raise EdgecompileError(f"training diverged: its loss is {value}", remedy="give a lower learning rate")
         return value
