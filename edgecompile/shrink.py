@@ -19,7 +19,7 @@ from edgecompile.allocation import Operator, Space
 from edgecompile.progress import Progress
 from edgecompile.tables import OperatorKey
 from edgecompile.tables.costs import output_shape
-from edgecompile.techniques import importance, pruning, sensitivity
+from edgecompile.techniques import blocks, importance, pruning, sensitivity
 from edgecompile.techniques.channels import Channels
 from edgecompile.techniques.widths import Widths
 from edgecompile.types import Arrays, Model, Step
@@ -42,9 +42,10 @@ _AIM = 0.97
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curves:
-    """What every group's channels are worth, by the group's name."""
+    """What every group's channels are worth, by the group's name; and what the network loses with each block."""
 
     by_group: Mapping[str, sensitivity.Curve]
+    by_block: Mapping[str, float]
 
 
 #: Gives what the function it gets makes, or what it made before.
@@ -58,6 +59,7 @@ class Prospect:
     model: Model
     channels: Channels
     curves: Mapping[str, sensitivity.Curve]
+    blocks: Mapping[str, float]
     samples: int
     method: importance.Importance
     seed: int
@@ -96,10 +98,21 @@ def explore(
                 seed=seed,
                 progress=lambda done, total: advance(1),
             )
-        return Curves(by_group=curves)
+        residual = blocks.find(found.graph.model)
+        with progress.stage("Measure what blocks are worth", len(residual)) as advance:
+            lost = blocks.losses(found, residual, some, seed=seed, progress=lambda done, total: advance(1))
+        return Curves(by_group=curves, by_block=lost)
 
-    curves = (keep(make) if keep is not None else make()).by_group
-    return Prospect(model=model, channels=found, curves=curves, samples=fit, method=method, seed=seed)
+    curves = keep(make) if keep is not None else make()
+    return Prospect(
+        model=model,
+        channels=found,
+        curves=curves.by_group,
+        blocks=curves.by_block,
+        samples=fit,
+        method=method,
+        seed=seed,
+    )
 
 
 def _points(found: Channels, tile: int, *, few: bool) -> dict[str, tuple[int, ...]]:
@@ -132,7 +145,18 @@ def space(prospect: Prospect, timing: Timing, *, tile: int, most_keys: int = MOS
         name: {n: prospect.curves[name].loss(n) if name in prospect.curves else 0.0 for n in counts}
         for name, counts in levels.items()
     }
-    return Space(levels=levels, loss=loss, operators=tuple(draft.finished(levels, ms) for draft in drafts))
+    whole = Space(levels=levels, loss=loss, operators=tuple(draft.finished(levels, ms) for draft in drafts))
+    return with_drops(whole, _operators(prospect), prospect.blocks)
+
+
+def _operators(prospect: Prospect) -> dict[str, frozenset[str]]:
+    """The names of the operators of each block that can be left out."""
+    nodes = prospect.channels.graph.nodes
+    return {
+        block.name: frozenset(node.name for node in nodes if node.output[0] in block.nodes)
+        for block in blocks.find(prospect.channels.graph.model)
+        if block.name in prospect.blocks
+    }
 
 
 #: A block that can be dropped is a group of its own in the space, which keeps one of one, or none.
@@ -313,10 +337,14 @@ class Aim:
 def steps(prospect: Prospect, counts: Mapping[str, int]) -> tuple[Step, ...]:
     """The plan's steps that make the model with these counts."""
     sizes = {group.name: group.size for group in prospect.channels.groups}
-    narrower = {name: count for name, count in counts.items() if count < sizes[name]}
-    if not narrower:
-        return ()
-    return (pruning.step(narrower, samples=prospect.samples, method=prospect.method, seed=prospect.seed),)
+    narrower = {name: count for name, count in counts.items() if count < sizes.get(name, 0)}
+    gone = [name.removeprefix(_DROP) for name, count in counts.items() if name.startswith(_DROP) and not count]
+    made: list[Step] = []
+    if narrower:
+        made.append(pruning.step(narrower, samples=prospect.samples, method=prospect.method, seed=prospect.seed))
+    if gone:
+        made.append(blocks.step(gone, samples=prospect.samples, seed=prospect.seed))
+    return tuple(made)
 
 
 #: Takes the name of a way to run the model and counts; gives the whole model's milliseconds, ``None`` without a file.

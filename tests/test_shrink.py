@@ -14,7 +14,7 @@ from edgecompile.allocation import Operator, Space
 from edgecompile.progress import Silent
 from edgecompile.tables import OperatorKey
 from edgecompile.tables.costs import cost_of
-from edgecompile.techniques import prune, pruning
+from edgecompile.techniques import blocks, prune, pruning
 from edgecompile.types import Model
 from tests.corpora import harness
 from tests.lowering import Net
@@ -44,6 +44,22 @@ def _prospect(name: str) -> shrink.Prospect:
     return shrink.explore(_model(name), _samples(name), macs=10**6, tile=2, progress=Silent())
 
 
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "vit_tiny"])
+def test_the_table_of_a_net_without_a_block_is_that_of_the_graph_without_it(name: str) -> None:
+    prospect = _prospect(name)
+    space = shrink.space(prospect, _by_macs, tile=2)
+    drops = [group for group in space.levels if group.startswith("drop:")]
+    assert drops
+    for drop in drops:
+        counts = {**space.whole(), drop: 0}
+        (step,) = shrink.steps(prospect, counts)
+        assert step.technique == "drop"
+        rest, _ = blocks.remove(prospect.channels.graph.model, blocks.names_of(step))
+        truth = sum(_by_macs([key])[key] for _, key in tables.keys_of(rest))
+        assert space.ms(counts) == pytest.approx(truth, rel=0.1)
+        assert space.total_loss(counts) == prospect.blocks[drop.removeprefix("drop:")] > 0
+
+
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "shufflenet_v2_x1", "vit_tiny"])
 def test_the_table_of_a_choice_is_that_of_the_pruned_graph(name: str) -> None:
     """What operators would cost is worked out from shapes; pruning for real must give the same operators."""
@@ -51,6 +67,7 @@ def test_the_table_of_a_choice_is_that_of_the_pruned_graph(name: str) -> None:
     space = shrink.space(prospect, _by_macs, tile=2)
     for place in (0, len(space.levels) // 2):
         counts = {n: levels[min(place, len(levels) - 1) // 2] for n, levels in space.levels.items()}
+        counts |= {name: 1 for name in counts if name.startswith("drop:")}
         kept = {g.name: list(range(counts[g.name])) for g in prospect.channels.groups}
         pruned = prune.remove(prospect.channels, kept)
         keys = [key for _, key in tables.keys_of(pruned)]

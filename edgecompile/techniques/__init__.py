@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from edgecompile.errors import InputError
 from edgecompile.progress import Progress, Silent
-from edgecompile.techniques import distill, pruning, resolution, student
+from edgecompile.techniques import blocks, distill, pruning, resolution, student
 from edgecompile.types import Arrays, Model, Step
 
 Technique: TypeAlias = Callable[[Model, Model, Step, Sequence[Arrays], Path, Progress], Model]
@@ -17,6 +17,7 @@ Technique: TypeAlias = Callable[[Model, Model, Step, Sequence[Arrays], Path, Pro
 #: Each takes the original, the model so far, its step, samples, a folder, and who watches.
 TECHNIQUES: dict[str, Technique] = {
     "distill": distill.apply,
+    "drop": blocks.apply,
     "prune": pruning.apply,
     "resolution": resolution.apply,
     "student": student.apply,

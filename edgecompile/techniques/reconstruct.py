@@ -55,22 +55,28 @@ def reconstruct(
     *,
     seed: int = 0,
     only: Collection[str] | None = None,
+    moved: Collection[str] = (),
+    near: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[onnx.ModelProto, tuple[Fitted, ...]]:
     """The pruned graph with weights fitted to the original's outputs on ``samples``, and how well each layer fits.
 
     ``pruned`` must come from ``prune.remove`` on ``channels`` with the units ``removed``. ``only`` names the nodes to
-    fit (by their first output); without it all that feel the pruning are fitted. The same arguments give the same
-    weights.
+    fit (by their first output); without it all that feel the pruning are fitted. ``moved`` are tensors that another
+    operator makes than in the original, so that it is fitted to what they held; with ``near``, only the layers right
+    before and right behind these are. The same arguments give the same weights.
     """
     view = GraphView(pruned)
     original, own = Flow(channels.graph, samples), Flow(view, samples)
     places = {node.output[0]: i for i, node in enumerate(channels.graph.nodes)}
-    affected = _affected(channels, view)
+    affected = _affected(channels, view, moved)
+    if near:
+        only = _beside(view, moved)
     jobs = [
         (index, job)
         for index, node in enumerate(view.nodes)
-        if node.output[0] in affected and (only is None or node.output[0] in only)
+        if (node.output[0] in affected or _sum(node.output[0], view)[0] in moved)
+        and (only is None or node.output[0] in only)
         if (job := linear(view, node)) is not None
     ]
     readers = Counter(name for node in view.nodes for name in node.input)
@@ -79,17 +85,21 @@ def reconstruct(
         if readers[job.weight] > 1 or (job.bias and readers[job.bias] > 1):
             continue
         own.advance(index)
-        original.advance(places[job.node.output[0]] + 1)
-        keep = channels.keep(job.node.output[0], removed)
-        fitted.append(_fit(job, own, original, keep, view, seed + number))
+        goal = _goal(job.node.output[0], own, original, view)
+        original.advance(places[goal.tensor] + 1)
+        if goal.tensor not in original.values[0]:
+            continue  # the original is past it: branches stand in another order there
+        keep = channels.keep(goal.tensor, removed)
+        fitted.append(_fit(job, own, original, goal, keep, view, seed + number))
         if progress is not None:
             progress(number + 1, len(jobs))
     return _with_constants(pruned, own.constants), tuple(fitted)
 
 
-def _affected(channels: Channels, view: GraphView) -> set[str]:
+def _affected(channels: Channels, view: GraphView, moved: Collection[str]) -> set[str]:
     """The first outputs of all nodes whose operands differ from the original's."""
     changed = {name for name, array in view.constants.items() if _differs(channels.graph.constants.get(name), array)}
+    changed.update(moved)
     found: set[str] = set()
     for node in view.nodes:
         fed = [name for name in node.input if name in changed and name not in view.constants]
@@ -99,6 +109,23 @@ def _affected(channels: Channels, view: GraphView) -> set[str]:
         if fed or weights:
             changed.update(node.output)
     return found
+
+
+def _beside(view: GraphView, moved: Collection[str]) -> frozenset[str]:
+    """The layers that make tensors, bare or by a sum, and those that read them, directly or behind what has no weights.
+
+    Sums behind end the search: what is added there comes from further away.
+    """
+    reached = set(moved)
+    found = {node.output[0] for node in view.nodes if {node.output[0], _sum(node.output[0], view)[0]} & reached}
+    for node in view.nodes:
+        if not reached & set(node.input):
+            continue
+        if linear(view, node) is not None:
+            found.add(node.output[0])
+        elif node.op_type != "Add":
+            reached.update(node.output)
+    return frozenset(found)
 
 
 def _differs(before: Array | None, after: Array) -> bool:
@@ -112,13 +139,14 @@ def _fit(
     job: Linear,
     own: Flow,
     original: Flow,
+    goal: _Goal,
     keep: Sequence[npt.NDArray[np.bool_] | None],
     view: GraphView,
     seed: int,
 ) -> Fitted:
     weight = own.constants[job.weight].astype(np.float64)
     bias = own.constants[job.bias].astype(np.float64) if job.bias else None
-    rows = _gather(job, own, original, keep, view, seed)
+    rows = _gather(job, own, original, goal, keep, view, seed)
     solver = _Solver(job.matrix(weight), bias, rows)
     penalty, before, after, matrix, new_bias = solver.best()
     own.constants[job.weight] = job.weights(matrix, own.constants[job.weight])
@@ -140,6 +168,7 @@ def _gather(
     job: Linear,
     own: Flow,
     original: Flow,
+    goal: _Goal,
     keep: Sequence[npt.NDArray[np.bool_] | None],
     view: GraphView,
     seed: int,
@@ -151,13 +180,12 @@ def _gather(
     places = job.places(output)
     each = min(places, max(1, -(-wanted_rows // len(own.values))))
     rng = np.random.default_rng(seed)
-    shortcut = _shortcut(job.node.output[0], own, original, view)
     inputs, wanted = [], []
     for mine, theirs in zip(own.values, original.values, strict=True):
         at = np.sort(rng.choice(places, each, replace=False))
-        target = _cut(theirs[job.node.output[0]], keep)
-        if shortcut is not None:
-            target = target + _cut(theirs[shortcut], keep) - mine[shortcut]
+        target = _cut(theirs[goal.tensor], keep)
+        if goal.shortcut:
+            target = target - mine[goal.shortcut]
         inputs.append(job.inputs(mine[job.node.input[0]], at, output))
         wanted.append(job.outputs(target, at))
     held = max(1, len(inputs) // 5)
@@ -168,16 +196,31 @@ def _gather(
     )
 
 
-def _shortcut(output: str, own: Flow, original: Flow, view: GraphView) -> str | None:
-    """The tensor that is added to this output, where both are known already and nothing else reads the output."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Goal:
+    """What a layer is fitted to: a tensor of the original, less the pruned net's own ``shortcut`` where it is a sum."""
+
+    tensor: str
+    shortcut: str = ""
+
+
+def _goal(output: str, own: Flow, original: Flow, view: GraphView) -> _Goal:
+    """A sum that the output is part of, where the other part is known by now; else the output itself."""
+    total, other = _sum(output, view)
+    if total and other in own.values[0] and any(total in node.output for node in original.view.nodes):
+        return _Goal(tensor=total, shortcut=other)
+    return _Goal(tensor=output)
+
+
+def _sum(output: str, view: GraphView) -> tuple[str, str]:
+    """The sum that alone reads an output, and its other part; empty where there is none."""
     readers = [node for node in view.nodes if output in node.input]
-    if len(readers) != 1 or readers[0].op_type != "Add":
-        return None
+    if len(readers) != 1 or readers[0].op_type != "Add" or output in view.outputs:
+        return "", ""
     other = next((name for name in readers[0].input if name != output), None)
     if other is None or other in view.constants or view.shapes[other] != view.shapes[output]:
-        return None
-    known = other in own.values[0] and other in original.values[0]
-    return other if known else None
+        return "", ""
+    return readers[0].output[0], other
 
 
 def _cut(array: Array, keep: Sequence[npt.NDArray[np.bool_] | None]) -> Array:
