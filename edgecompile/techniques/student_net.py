@@ -122,8 +122,13 @@ def net(architecture: Architecture, model: Model, seed: int = 0) -> StudentNet:
 
     Raises `UnsupportedModelError` for a ``model`` that can have no student.
     """
+    return build(architecture, interface(model), Header.of(model), seed)
+
+
+def build(architecture: Architecture, face: Interface, header: Header, seed: int = 0) -> StudentNet:
+    """As `net`, for where there is no model at hand, only what is known of it."""
     made: StudentNet = _module_class()()
-    made._build(architecture, interface(model), Header.of(model))
+    made._build(architecture, face, header)
     made._initialize(seed)
     return made
 
@@ -291,4 +296,4 @@ class _Emitter:
         return name
 
 
-__all__ = ["StudentNet", "net", "skeleton", "to_onnx"]
+__all__ = ["Header", "StudentNet", "build", "net", "skeleton", "to_onnx"]
