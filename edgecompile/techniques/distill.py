@@ -1,44 +1,38 @@
 """The technique ``distill``: trains a smaller model to give the original's outputs. Labels are not needed.
 
-Each batch is flipped and mixed at random, and the original says what it makes of the very same batch ("Knowledge
-distillation: A good teacher is patient and consistent", Beyer et al., CVPR 2022). Classifiers are compared by the
-Kullback-Leibler divergence at a temperature (Hinton et al., 2015), or by ``dist``: the correlation of the classes
-within each sample and of the samples within each class ("Knowledge Distillation from A Stronger Teacher", Huang et
-al., NeurIPS 2022); all other outputs by their relative squared error. Of some points on the way, the best on held-back
-samples is taken. Batch normalization that was folded into the weights stays folded: put back, it made training of
-pruned nets less stable, not more.
+The training itself is in `training`: KL divergence at a temperature or ``dist``, AdamW, images flipped and mixed with
+one another. Samples that carry ``labels`` (as `calibration.Samples` does) may add a term of their own. Batch
+normalization that was folded into the weights stays folded: put back, it made training of pruned nets less stable, not
+more.
 
-Options: ``steps``, ``batch``, ``rate``, ``samples`` (how many), ``loss`` (``kl`` or ``dist``), ``temperature``,
-``seed``.
+Options: the fields of `training.TrainingOptions`; those at their defaults may be left out.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgecompile.errors import EdgecompileError, InputError
 from edgecompile.progress import Progress
+from edgecompile.techniques import features, training
 from edgecompile.techniques.pruning import written
+from edgecompile.techniques.training import TrainingOptions
 from edgecompile.types import Arrays, Model, Step
 
 if TYPE_CHECKING:
+    import onnx
     from torch import Tensor
 
-    from edgecompile.techniques.torch_graph import TorchGraph
-
-_KNOWN = ("batch", "loss", "rate", "samples", "seed", "steps", "temperature")
-_LOSSES = ("kl", "dist")
-#: Samples that the best point is chosen on, and how often it is looked at.
-_HELD, _MOST_HELD, _CHECKS = 0.1, 500, 12
-_WARM_UP = 0.05
-_DECAY = 1e-4
-_CLIP = 5.0
+_KNOWN = tuple(f.name for f in fields(TrainingOptions))
+#: Options that every step names; others only where they are not at their defaults.
+_NAMED = ("batch", "loss", "rate", "samples", "seed", "steps", "temperature")
 
 
 def step(
@@ -50,64 +44,74 @@ def step(
     loss: str = "kl",
     temperature: float = 2.0,
     seed: int = 0,
+    **others: Any,
 ) -> Step:
-    """The step that trains for so many batches."""
-    return Step(
-        technique="distill",
-        options=(
-            ("batch", batch),
-            ("loss", loss),
-            ("rate", rate),
-            ("samples", samples),
-            ("seed", seed),
-            ("steps", steps),
-            ("temperature", temperature),
-        ),
-    )
+    """The step that trains for so many batches; ``others`` are further fields of `TrainingOptions`."""
+    given = {"steps": steps, "samples": samples, "batch": batch, "rate": rate, "loss": loss, "seed": seed}
+    given |= {"temperature": temperature, **others}
+    usual = {f.name: f.default for f in fields(TrainingOptions)}
+    kept = {name: value for name, value in given.items() if name in _NAMED or value != usual.get(name)}
+    return Step(technique="distill", options=tuple(sorted(kept.items())))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Options:
-    steps: int
-    samples: int
-    batch: int = 64
-    rate: float = 5e-4
-    loss: str = "kl"
-    temperature: float = 2.0
-    seed: int = 0
-
-    @classmethod
-    def of(cls, distillation: Step) -> _Options:
-        given: dict[str, Any] = dict(distillation.options)
-        unknown = [name for name in given if name not in _KNOWN]
-        if unknown:
-            raise InputError(f"a distilling step has no option {unknown[0]!r}", remedy=f"known: {', '.join(_KNOWN)}")
-        options = cls(**given)
-        if options.steps < 1 or options.batch < 2 or options.samples < 4 or options.loss not in _LOSSES:
-            raise InputError(
-                f"a distilling step with {given} cannot be run",
-                remedy="give steps >= 1, batch >= 2, samples >= 4, and loss kl or dist",
-            )
-        return options
+def options_of(distillation: Step) -> TrainingOptions:
+    """The options of a step. Raises `InputError` for unknown ones and for values that make no sense."""
+    given: dict[str, Any] = dict(distillation.options)
+    unknown = [name for name in given if name not in _KNOWN]
+    if unknown:
+        raise InputError(f"a distilling step has no option {unknown[0]!r}", remedy=f"known: {', '.join(_KNOWN)}")
+    return TrainingOptions(**given)
 
 
 def apply(
     original: Model, model: Model, distillation: Step, samples: Sequence[Arrays], workdir: Path, progress: Progress
 ) -> Model:
-    """Train ``model`` towards ``original``; see the module. Raises `UnsupportedModelError` naming the operators that
-    cannot be differentiated, and `EdgecompileError` where training diverges."""
+    """Train ``model`` towards ``original``; see the module. Within `training.checkpoints_in` a killed training goes on.
+
+    Raises `UnsupportedModelError` naming the operators that cannot be differentiated, `InputError` where labels are
+    wanted and ``samples`` have none, and `EdgecompileError` where training diverges.
+    """
     import onnx
 
     from edgecompile.techniques.torch_graph import from_onnx
 
-    options = _Options.of(distillation)
-    stacks = _stacked(model, [samples[i] for i in range(min(len(samples), options.samples))])
-    teacher = from_onnx(onnx.load(str(original.path)))
-    student = from_onnx(onnx.load(str(model.path)))
-    training = _Training(teacher=teacher, student=student, stacks=stacks, options=options)
-    with progress.stage("Distil", options.steps) as advance:
-        before, after = training.run(advance)
-    return written(model, student.to_onnx(), workdir, note=f"distilled: its loss fell from {before:.3g} to {after:.3g}")
+    options = options_of(distillation)
+    count = min(len(samples), options.samples)
+    large, small = onnx.load(str(original.path)), onnx.load(str(model.path))
+    teacher, student = from_onnx(large), from_onnx(small)
+    identity = f"{original.sha256} {model.sha256}"
+    outcome = training.train(
+        teacher,
+        student,
+        _stacked(model, [samples[i] for i in range(count)]),
+        options,
+        labels=_labels(samples, count) if options.label_weight or options.loss == "labels" else None,
+        checkpoint=training.checkpoint_file(training.file_key(options, identity)),
+        progress=progress,
+        features=_features(large, small, options),
+        identity=identity,
+    )
+    for note in outcome.notes:
+        progress.note(note)
+    said = f"distilled: its loss fell from {outcome.before:.3g} to {outcome.after:.3g}"
+    return written(model, student.to_onnx(), workdir, note=said)
+
+
+def _labels(samples: Sequence[Arrays], count: int) -> Tensor | None:
+    """The class numbers of the first samples, where the sequence has an attribute ``labels``."""
+    import torch
+
+    labels: npt.NDArray[np.int64] | None = getattr(samples, "labels", None)
+    return None if labels is None else torch.from_numpy(np.asarray(labels[:count], np.int64))
+
+
+def _features(large: onnx.ModelProto, small: onnx.ModelProto, options: TrainingOptions) -> tuple[str, str] | None:
+    if not options.feature_weight:
+        return None
+    mine, other = features.pooled(large), features.pooled(small)
+    if mine is None or other is None:
+        raise InputError("the model has no pooling over all pixels to take features from", remedy="feature_weight 0")
+    return mine, other
 
 
 #: What the samples of one training may take in memory.
@@ -129,15 +133,20 @@ def seconds_a_step(original: Model, model: Model, samples: Sequence[Arrays], dis
 
     from edgecompile.techniques.torch_graph import from_onnx
 
-    options = _Options.of(distillation)
-    some = [samples[i] for i in range(min(len(samples), 2 * options.batch))]
-    training = _Training(
-        teacher=from_onnx(onnx.load(str(original.path))),
-        student=from_onnx(onnx.load(str(model.path))),
-        stacks=_stacked(model, some),
-        options=options,
+    options = options_of(distillation)
+    count = min(len(samples), 2 * options.batch)
+    large, small = onnx.load(str(original.path)), onnx.load(str(model.path))
+    times = training.seconds(
+        from_onnx(large),
+        from_onnx(small),
+        _stacked(model, [samples[i] for i in range(count)]),
+        options,
+        clock=time.perf_counter,
+        count=5,
+        labels=_labels(samples, count),
+        features=_features(large, small, options),
     )
-    return statistics.median(training.timed(time.perf_counter, 5)[1:])
+    return statistics.median(times[1:])
 
 
 def _stacked(model: Model, samples: Sequence[Arrays]) -> dict[str, Tensor]:
@@ -150,143 +159,4 @@ def _stacked(model: Model, samples: Sequence[Arrays]) -> dict[str, Tensor]:
     }
 
 
-@dataclass(slots=True, kw_only=True)
-class _Training:
-    teacher: TorchGraph
-    student: TorchGraph
-    stacks: Mapping[str, Tensor]
-    options: _Options
-
-    def run(self, advance: Any) -> tuple[float, float]:
-        """Train; the loss on held-back samples before and after."""
-        import torch
-
-        options = self.options
-        generator = torch.Generator().manual_seed(options.seed)
-        count = len(next(iter(self.stacks.values())))
-        order = torch.randperm(count, generator=generator)
-        held_count = min(_MOST_HELD, max(2, round(_HELD * count)))
-        held, train = order[:held_count], order[held_count:]
-        self.teacher.eval()
-        weights = [p for p in self.student.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=options.rate, weight_decay=_DECAY)
-        best = before = self._held_loss(held)
-        kept = self._state()
-        every = max(1, options.steps // _CHECKS)
-        for number in range(options.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = options.rate * _schedule(number, options.steps)
-            self._step(train, optimizer, weights, generator)
-            advance(1)
-            if (number + 1) % every == 0 or number + 1 == options.steps:
-                found = self._held_loss(held)
-                if found < best:
-                    best, kept = found, self._state()
-        self.student.load_state_dict(kept)
-        self.student.eval()
-        return before, best
-
-    def timed(self, clock: Callable[[], float], count: int) -> list[float]:
-        """The seconds of so many steps."""
-        import torch
-
-        generator = torch.Generator().manual_seed(0)
-        train = torch.arange(len(next(iter(self.stacks.values()))))
-        weights = [p for p in self.student.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(weights, lr=1e-9)
-        times = []
-        for _ in range(count):
-            start = clock()
-            self._step(train, optimizer, weights, generator)
-            times.append(clock() - start)
-        return times
-
-    def _step(self, train: Tensor, optimizer: Any, weights: Sequence[Tensor], generator: Any) -> None:
-        import torch
-
-        some = train[torch.randint(len(train), (self.options.batch,), generator=generator)]
-        batch = {name: _augmented(stack[some], generator) for name, stack in self.stacks.items()}
-        with torch.no_grad():
-            wanted = self.teacher(batch)
-        self.student.train()
-        optimizer.zero_grad()
-        loss = self._loss(wanted, self.student(batch))
-        if not bool(torch.isfinite(loss)):
-            raise EdgecompileError(
-                f"training diverged: its loss is {loss.item()}", remedy="give a lower learning rate, or leave it out"
-            )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, _CLIP)
-        optimizer.step()
-
-    def _state(self) -> dict[str, Tensor]:
-        return {name: value.detach().clone() for name, value in self.student.state_dict().items()}
-
-    def _batches(self, indices: Tensor) -> list[dict[str, Tensor]]:
-        size = self.options.batch
-        return [
-            {name: stack[indices[i : i + size]] for name, stack in self.stacks.items()}
-            for i in range(0, len(indices), size)
-        ]
-
-    def _held_loss(self, held: Tensor) -> float:
-        import torch
-
-        self.student.eval()
-        total = 0.0
-        with torch.no_grad():
-            for batch in self._batches(held):
-                size = len(next(iter(batch.values())))
-                total += size * float(self._loss(self.teacher(batch), self.student(batch)))
-        return total / len(held)
-
-    def _loss(self, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Tensor:
-        parts = [self._difference(wanted[name], found[name]) for name in wanted]
-        return sum(parts[1:], start=parts[0]) / len(parts)
-
-    def _difference(self, wanted: Tensor, found: Tensor) -> Tensor:
-        if wanted.ndim != 2 or wanted.shape[1] < 2:
-            return (found - wanted).square().mean() / wanted.square().mean().clamp_min(1e-12)
-        t = self.options.temperature
-        return _dist(wanted / t, found / t) if self.options.loss == "dist" else _kl(wanted / t, found / t) * t * t
-
-
-def _schedule(number: int, steps: int) -> float:
-    """A short linear warm-up, then half a cosine down to zero."""
-    warm = max(1, round(_WARM_UP * steps))
-    if number < warm:
-        return (number + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (number - warm) / max(1, steps - warm)))
-
-
-def _augmented(batch: Tensor, generator: Any) -> Tensor:
-    """Images flipped sideways and mixed with one another, each half of the time; anything else is left as it is."""
-    import torch
-
-    if batch.ndim != 4 or not batch.is_floating_point():
-        return batch
-    flip = torch.rand(len(batch), 1, 1, 1, generator=generator) < 0.5
-    batch = torch.where(flip, batch.flip(-1), batch)
-    share = torch.rand(len(batch), 1, 1, 1, generator=generator)
-    share = torch.where(torch.rand(len(batch), 1, 1, 1, generator=generator) < 0.5, share, torch.ones_like(share))
-    return share * batch + (1 - share) * batch[torch.randperm(len(batch), generator=generator)]
-
-
-def _kl(wanted: Tensor, found: Tensor) -> Tensor:
-    from torch.nn import functional
-
-    return functional.kl_div(
-        functional.log_softmax(found, 1), functional.log_softmax(wanted, 1), reduction="batchmean", log_target=True
-    )
-
-
-def _dist(wanted: Tensor, found: Tensor) -> Tensor:
-    """Inter-class and intra-class relations, each one minus a mean Pearson correlation."""
-    p, q = wanted.softmax(1), found.softmax(1)
-    return (1 - _correlation(p, q)).mean() + (1 - _correlation(p.T, q.T)).mean()
-
-
-def _correlation(a: Tensor, b: Tensor) -> Tensor:
-    from torch.nn import functional
-
-    return functional.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1, eps=1e-8)
+__all__ = ["EdgecompileError", "apply", "options_of", "sample_count", "seconds_a_step", "step"]

@@ -171,6 +171,43 @@ def checkpoint_file(key: str) -> Path | None:
     return None if folder is None else folder / f"{key[:32]}.pt"
 
 
+def file_key(options: TrainingOptions, identity: str) -> str:
+    """A hash to name a checkpoint's file by; whether the checkpoint fits is found in the file."""
+    return hashlib.sha256(f"{options} {identity}".encode()).hexdigest()
+
+
+def check_teacher(scores: Tensor, labels: Tensor, classes: int) -> tuple[str, ...]:
+    """Notes on labels (N class numbers) that training would use, given the teacher's N x C ``scores``.
+
+    Raises `InputError` for labels that are no classes, and for a teacher that knows no more than chance: its accuracy
+    is not above one in ``classes`` by three standard errors, which is what classes in another order look like.
+    """
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < min(classes, scores.shape[1]):
+        raise InputError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}, and the model has {scores.shape[1]} classes",
+            remedy="give the model's classes in order with --labels",
+        )
+    right = float((scores.argmax(1) == labels).double().mean()) if len(labels) else 0.0
+    chance = 1 / classes
+    if len(labels) and right <= chance + 3 * math.sqrt(chance * (1 - chance) / len(labels)) and right < 1:
+        raise InputError(
+            f"the model is right on {100 * right:.1f} % of {len(labels)} samples, and chance is {100 * chance:.1f} %",
+            remedy="give the model's classes in order with --labels, and check the preset's preprocessing",
+        )
+    note = missing_classes(labels, classes)
+    return (note,) if note else ()
+
+
+def missing_classes(labels: Tensor, classes: int) -> str | None:
+    """A warning that names classes without a sample, or ``None``."""
+    there = set(labels.tolist())
+    missing = [number for number in range(classes) if number not in there]
+    if not missing:
+        return None
+    named = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
+    return f"the training samples have no example of {len(missing)} of {classes} classes: {named}"
+
+
 # ------------------------------------------------------------------------------------------------------ the training
 
 
@@ -522,4 +559,7 @@ def _key(
     return made.hexdigest()
 
 
-__all__ = ["LOSSES", "Outcome", "TrainingOptions", "checkpoint_file", "checkpoints_in", "schedule", "seconds", "train"]
+__all__ = [
+    "LOSSES", "Outcome", "TrainingOptions", "check_teacher", "checkpoint_file", "checkpoints_in", "file_key",
+    "missing_classes", "schedule", "seconds", "train",
+]  # fmt: skip
