@@ -65,6 +65,7 @@ class Probes:
         self.root = root
         self.program = program
         self.has_vcgencmd = True
+        self.known_zones = None
 
     def read(self, path):
         """A small text file of the kernel, stripped; None where it is not there or cannot be read."""
@@ -220,23 +221,30 @@ class Probes:
         return None
 
     def zones(self):
-        """(type, degrees Celsius) of each thermal zone. Zones that are switched off show 0 or less."""
-        found = []
-        for folder in self.paths("sys/class/thermal/thermal_zone*"):
-            value = self.number(folder + "/temp")
-            if value:
-                # Thousandths by the kernel's rules, but some phones' drivers tell whole degrees.
-                celsius = value / 1000.0 if abs(value) >= 1000 else float(value)
-                if 0 < celsius < 150:
-                    found.append((self.read(folder + "/type") or "", celsius))
-        return found
+        """(folder, type) of each thermal zone, the CPU's own first: found once, since phones have a hundred."""
+        if self.known_zones is None:
+            every = [(f, self.read(f + "/type") or "") for f in self.paths("sys/class/thermal/thermal_zone*")]
+            # What Qualcomm calls "soc" is not the chip but the battery's state of charge.
+            ours = [zone for zone in every if re.search("cpu|soc|x86_pkg", zone[1].lower()) and zone[1] != "soc"]
+            self.known_zones = (ours, [zone for zone in every if zone not in ours and zone[1] != "soc"])
+        return self.known_zones
+
+    def celsius(self, folder):
+        """The temperature of a zone; None where it is switched off, which shows as 0 or less, or cannot be read."""
+        value = self.number(folder + "/temp")
+        if not value:
+            return None
+        # Thousandths by the kernel's rules, but some phones' drivers tell whole degrees.
+        celsius = value / 1000.0 if abs(value) >= 1000 else float(value)
+        return celsius if 0 < celsius < 150 else None
 
     def temperature(self):
         """The hottest of the CPU's thermal zones, or of all zones where none says it is the CPU's."""
-        zones = self.zones()
-        ours = [celsius for kind, celsius in zones if re.search("cpu|soc|x86_pkg", kind.lower())]
-        every = ours or [celsius for _, celsius in zones]
-        return max(every) if every else None
+        for zones in self.zones():
+            found = [celsius for celsius in (self.celsius(folder) for folder, _ in zones) if celsius is not None]
+            if found:
+                return max(found)
+        return None
 
     def throttled(self):
         """The Raspberry Pi's bits (THROTTLED_BITS), None on other machines."""
@@ -256,13 +264,13 @@ class Probes:
                 found[kind] = max(level, found.get(kind, 0))
         return found
 
-    def sample(self, cpus, throttled=True):
-        """The part of the state that is worth watching while measuring: a few small files."""
-        clocks = []
-        for folder, ours in self.policies():
-            if set(ours) & set(cpus):
-                khz = self.number(folder + "scaling_cur_freq")
-                clocks += [] if khz is None else [khz / 1000.0]
+    def clocks_of(self, cpus):
+        """The folders of the clocks of some CPUs."""
+        return [folder for folder, ours in self.policies() if set(ours) & set(cpus)]
+
+    def sample(self, folders, throttled=True):
+        """The part of the state that is worth watching while measuring; `clocks_of` gives the folders."""
+        clocks = [khz / 1000.0 for khz in (self.number(f + "scaling_cur_freq") for f in folders) if khz is not None]
         return {
             "at_s": time.monotonic(),
             "frequency_mhz": max(clocks) if clocks else None,
@@ -327,7 +335,7 @@ class Watch:
 
     def __init__(self, probes, cpus, others, every_s=0.5):
         self.probes = probes
-        self.cpus = cpus
+        self.folders = probes.clocks_of(cpus)
         self.others = others
         self.every_s = every_s
         self.samples = []
@@ -352,4 +360,4 @@ class Watch:
             asked = cheap or time.monotonic() >= due
             if asked:
                 due = time.monotonic() + self.PROGRAM_EVERY_S
-            self.samples.append(self.probes.sample(self.cpus, throttled=asked))
+            self.samples.append(self.probes.sample(self.folders, throttled=asked))

@@ -14,7 +14,7 @@ import pytest
 
 from edgecompile import bench, lower
 from edgecompile.bench import document, intervals
-from edgecompile.bench.measure import _doubts_about_file
+from edgecompile.bench.measure import _doubts_about_file, _measurement, environment_of
 from edgecompile.bench.state import doubts as doubts_about_machine
 from edgecompile.errors import DeviceError, EdgecompileError, InputError
 from edgecompile.stats import Interval
@@ -72,6 +72,47 @@ def test_files_of_different_runtimes_are_measured_together(tflite: Artifact, tmp
     assert 0 < ratio.ci_low <= ratio.value <= ratio.ci_high
     assert result.ratio(0, 1).value == pytest.approx(1 / ratio.value)
     assert len(result.rounds[0]) == len(result.rounds[1]) >= 3
+
+
+@pytest.mark.parametrize(
+    ("percentile", "name"), [(50.0, "median_ms"), (90.0, "p90_ms"), (95.0, "p95_ms"), (99.0, "p99_ms")]
+)
+def test_the_chosen_percentile_has_its_interval(percentile: float, name: str) -> None:
+    """A bootstrap of runs whose truth is known, of every percentile that is told."""
+    generator = np.random.default_rng(3)
+    rounds = [list(10.0 + generator.exponential(1.0, 400)) for _ in range(10)]
+    options = bench.BenchOptions(percentile=percentile)
+    environment = environment_of(machine())
+    found = _measurement(measured(rounds), machine(), environment, options)
+    truth = 10.0 - np.log(1.0 - percentile / 100.0)
+    assert found.value_ms == getattr(found, name)
+    assert found.ci_low_ms < truth < found.ci_high_ms
+    assert found.ci_high_ms - found.ci_low_ms < 0.1 * truth
+
+
+def test_what_a_user_waits_for_is_told_apart(tflite: Artifact) -> None:
+    """Loading, the first run and the memory stand beside the latency, each by itself."""
+    (found,) = measure([tflite]).measurements
+    assert found.load_ms is not None
+    assert found.load_ms > 0
+    assert found.cold_ms is not None
+    assert found.cold_ms > 0
+    assert found.peak_memory_bytes is not None
+    assert 0 < found.peak_memory_bytes < 1e9
+    twice = _measurement(measured([[1.0] * 50] * 9, load_ms=7.0, cold_ms=3.0, peak_memory_bytes=5), machine(),
+                         environment_of(machine()), bench.BenchOptions())  # fmt: skip
+    assert (twice.load_ms, twice.cold_ms, twice.peak_memory_bytes, twice.p99_ms) == (7.0, 3.0, 5, 1.0)
+
+
+def test_passes_that_never_agree_are_not_trusted() -> None:
+    calm, torn = (measured([[1.0] * 50] * 9, agreed=agreed) for agreed in (True, False))
+    options, environment = bench.BenchOptions(), environment_of(machine())
+    assert _measurement(calm, machine(), environment, options).trusted
+    found = _measurement(torn, machine(), environment, options)
+    assert not found.trusted
+    assert "no two passes agreed within 5 %" in found.warnings
+    assert found.meets(2.0)
+    assert not found.counts(2.0)
 
 
 def test_a_file_against_itself_is_about_as_fast(tflite: Artifact) -> None:

@@ -161,6 +161,17 @@ def test_means_of_cooling_that_slow_the_cpu_count_and_fans_do_not(machine: Calla
     assert machine("jetson").cooling() == {}
 
 
+def test_a_batterys_state_of_charge_is_no_temperature(machine: Callable[[str], Any]) -> None:
+    phone = machine("phone")
+    for number, celsius in ((1, -40000), (2, 0)):
+        (Path(phone.root) / f"sys/class/thermal/thermal_zone{number}/temp").write_text(str(celsius))
+    assert phone.temperature() == 62.0  # no zone of the CPU is on, so the hottest of the others
+    (Path(phone.root) / "sys/class/thermal/thermal_zone3/temp").write_text("0")
+    assert phone.temperature() == 41.0
+    (Path(phone.root) / "sys/class/thermal/thermal_zone0/temp").write_text("0")
+    assert phone.temperature() == 38.0  # in whole degrees; the battery's charge is 97 %
+
+
 def test_the_firmwares_file_is_read_in_place_of_the_program(machine: Callable[[str], Any]) -> None:
     found = machine("pi4_throttled")
     found.program = lambda command: pytest.fail("it was started")
@@ -185,7 +196,7 @@ def test_a_machine_that_tells_nothing(tmp_path: Path) -> None:
     assert found.biggest([0, 1, 2], 2) == [1, 2]
     assert found.device() is None
     assert found.cpu() == {"model": "", "flags": []}
-    assert probes.summary([[found.sample([0])]])["frequency_mhz"] is None
+    assert probes.summary([[found.sample(found.clocks_of([0]))]])["frequency_mhz"] is None
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "-", "99999999999999999999999", "\x00\xff"])

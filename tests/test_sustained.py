@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +16,11 @@ from edgecompile import bench
 from edgecompile.bench import intervals
 from edgecompile.bench.sustained import _ends, _slow_down
 from edgecompile.errors import InputError
+from edgecompile.transport import open_transport
 from edgecompile.transport.local import LocalTransport
 from edgecompile.types import Artifact, Environment, Ratio
 from tests.lowering import Net
+from tests.sshd import serve
 from tests.test_probes import Board, unpack
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -77,6 +82,25 @@ def test_a_machine_that_tells_nothing_is_followed_too(tiny: Artifact, tmp_path: 
 def test_a_time_must_be_positive(tiny: Artifact) -> None:
     with LocalTransport() as transport, pytest.raises(InputError, match="cannot run for -1 seconds"):
         bench.sustained(tiny, transport, bench.BenchOptions(), -1.0)
+
+
+def test_over_ssh_the_probes_travel_with_the_runner(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with serve(tmp_path / "sshd", environment={"PATH": path}) as server:
+        ssh = tmp_path / "home" / ".ssh"
+        ssh.mkdir(parents=True)
+        shutil.copy(server.identity, ssh / "id_ed25519")
+        shutil.copy(server.known_hosts, ssh / "known_hosts")
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        with open_transport(server.where) as transport:
+            found = bench.sustained(tiny, transport, bench.BenchOptions(), 0.5)
+        assert server.left() == []
+    assert found.environment.cores == os.cpu_count()
+    assert found.environment.memory_available_bytes_before is not None
+    assert len(found.latency_ms) > 5
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90.0), ("90s", 90.0), ("10m", 600.0), ("1.5h", 5400.0)])

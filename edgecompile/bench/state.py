@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from edgecompile.bench.document import Clock, Machine, State
+from edgecompile.bench.document import Clock, During, Machine, State
 
 #: Bits of a Raspberry Pi's get_throttled:
 #: https://www.raspberrypi.com/documentation/computers/os.html#get_throttled
@@ -81,19 +81,25 @@ def _list(cpus: tuple[int, ...]) -> str:
 
 def _clocks(machine: Machine) -> Iterator[Doubt]:
     """Whether the clock was as fast as it can be, and stayed so."""
-    before, during, after = machine.before, machine.during, machine.after
+    before, after, watched = machine.before, machine.after, _watched(machine)
     if before.governor is not None and "powersave" in before.governor.split():
         yield Doubt(words="the CPU's clock governor is powersave")
-    told = during is not None and during.samples >= _LEAST_SAMPLES
-    if told and during is not None and during.frequency_fall > 1.0 - _SLOWER_CLOCK:
-        share, lowest = during.frequency_fall, during.frequency_mhz_lowest or 0.0
-        yield Doubt(words=f"the CPU's clock fell by {share:.0%} while measuring, to {lowest:.0f} MHz", grave=True)
+    if watched is not None:
+        # A clock that is slow afterwards is then no fall, but rest.
+        if watched.frequency_fall > 1.0 - _SLOWER_CLOCK:
+            share, lowest = watched.frequency_fall, watched.frequency_mhz_lowest
+            yield Doubt(words=f"the CPU's clock fell by {share:.0%} while measuring, to {lowest:.0f} MHz", grave=True)
     elif before.frequency_mhz and after.frequency_mhz and after.frequency_mhz < _SLOWER_CLOCK * before.frequency_mhz:
-        # Once the samples say that it did not fall under load, a slow clock afterwards is an idle one.
-        words = f"the CPU's clock fell from {before.frequency_mhz:.0f} to {after.frequency_mhz:.0f} MHz"
-        if not told or during is None or during.frequency_mhz is None:
-            yield Doubt(words=words, grave=True)
+        fell = f"from {before.frequency_mhz:.0f} to {after.frequency_mhz:.0f} MHz"
+        yield Doubt(words=f"the CPU's clock fell {fell}", grave=True)
     yield from _below_maximum(machine)
+
+
+def _watched(machine: Machine) -> During | None:
+    """What samples say of the clock; ``None`` where there are too few."""
+    during = machine.during
+    enough = during is not None and during.samples >= _LEAST_SAMPLES and during.frequency_mhz is not None
+    return during if enough else None
 
 
 def _below_maximum(machine: Machine) -> Iterator[Doubt]:
@@ -103,12 +109,12 @@ def _below_maximum(machine: Machine) -> Iterator[Doubt]:
         words = f"the clock is capped at {capped[-1].allowed_mhz:.0f} of {capped[-1].max_mhz:.0f} MHz"
         yield Doubt(words=words, grave=True)
         return
-    during = machine.during
-    if during is None or during.samples < _LEAST_SAMPLES or during.frequency_mhz is None or not _can_hold(machine):
-        return
+    watched = _watched(machine)
     most = max((c.max_mhz for c in ours if c.max_mhz), default=0.0)
-    if during.frequency_mhz < _BELOW_MAXIMUM * most:
-        words = f"the CPU ran at {during.frequency_mhz:.0f} of {most:.0f} MHz while measuring"
+    if watched is None or watched.frequency_mhz is None or not _can_hold(machine):
+        return
+    if watched.frequency_mhz < _BELOW_MAXIMUM * most:
+        words = f"the CPU ran at {watched.frequency_mhz:.0f} of {most:.0f} MHz while measuring"
         yield Doubt(words=words, grave=True)
 
 
