@@ -4,12 +4,12 @@
 
 ``choose`` (this machine, float32, one thread) times the single operators of the family, measures the most promising
 nets interleaved with the original, and keeps the first that is three times as fast as the original's fastest file on
-any runtime. It also writes down the training images. ``train`` needs torch, numpy and msgspec only and may run on another
-machine, with WORK and the data folder copied there; it uses CUDA where there is any. Both nets get the same steps, as
-many as fit in ``--minutes`` each. ``measure`` writes the ONNX files, measures them and evaluates the files that ship on
-the 5,000 test images, on which nothing is chosen. What is in WORK is not made again, and a killed training goes on.
-With ``--hold-out`` training leaves the last tenth of the (shuffled) training images out and tells the accuracy on
-them: settings are to be compared on those, never on the test images. Writes ``benchmarks/results/student.json``.
+any runtime. It also writes down the training images. ``train`` needs torch, numpy and msgspec only and may run on
+another machine, with WORK and the data folder copied there; it uses CUDA where there is any. Both nets get the same
+steps, as many as fit in ``--minutes`` each. ``measure`` writes the ONNX files, measures them and evaluates the files
+that ship on the 5,000 test images, on which nothing is chosen. What is in WORK is not made again, and a killed training
+goes on. With ``--hold-out`` training leaves the last tenth of the (shuffled) training images out and tells the accuracy
+on them: settings are to be compared on those, never on the test images. Writes ``benchmarks/results/student.json``.
 """
 
 from __future__ import annotations
