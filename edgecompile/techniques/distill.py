@@ -47,7 +47,14 @@ def step(
     **others: Any,
 ) -> Step:
     """The step that trains for so many batches; ``others`` are further fields of `TrainingOptions`."""
-    given = {"steps": steps, "samples": samples, "batch": batch, "rate": rate, "loss": loss, "seed": seed}
+    given: dict[str, Any] = {
+        "steps": steps,
+        "samples": samples,
+        "batch": batch,
+        "rate": rate,
+        "loss": loss,
+        "seed": seed,
+    }
     given |= {"temperature": temperature, **others}
     usual = {f.name: f.default for f in fields(TrainingOptions)}
     kept = {name: value for name, value in given.items() if name in _NAMED or value != usual.get(name)}

@@ -28,7 +28,7 @@ def pooled(model: onnx.ModelProto) -> str | None:
             continue
         before, after = shapes.get(node.input[0], ()), shapes.get(node.output[0], ())
         if len(before) == 4 and before[2] * before[3] > 1 and _one_pixel(before, after):
-            return node.input[0]
+            return str(node.input[0])
     return None
 
 

@@ -295,7 +295,8 @@ class _Trainer:
     def keep_in(self, file: Path, identity: str) -> None:
         """Write checkpoints to ``file``."""
         self.file = file
-        self.key = _key(self.options, self.stacks, self.labels, [self.teacher, self.student], identity)
+        place = f"{self.place.type} {self.half}"
+        self.key = _key(self.options, self.stacks, self.labels, [self.teacher, self.student], f"{identity} {place}")
 
     def run(self, advance: Callable[[int], None], stop: Callable[[], bool]) -> Outcome:
         """Train to the end, or till a reason to stop."""
