@@ -84,3 +84,21 @@ def test_a_step_that_makes_no_sense_is_refused(
 def test_an_unknown_technique_is_named(original: Model, samples: list[dict[str, np.ndarray]], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="alchemy"):
         techniques.apply(original, [Step(technique="alchemy")], samples, tmp_path)
+
+
+class _Labelled(list[dict[str, np.ndarray]]):
+    """Samples that carry class numbers, as those of a calibration set do."""
+
+    labels: np.ndarray
+
+
+def test_labels_are_taken_from_the_samples_and_must_be_there(
+    original: Model, samples: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    step = distill.step(steps=4, samples=40, batch=8, label_weight=0.5)
+    assert dict(step.options)["label_weight"] == 0.5
+    with pytest.raises(InputError, match="needs labels"):
+        distill.apply(original, original, step, samples, tmp_path, Silent())
+    labelled = _Labelled(samples)
+    labelled.labels = images(120, 3)[1]
+    distill.apply(original, original, step, labelled, tmp_path, Silent())
