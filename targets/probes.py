@@ -38,12 +38,13 @@ ARM_CORES = {
 #: Cores of other makers: (implementer, part).
 OTHER_CORES = {
     ("0x4e", "0x003"): ("Denver 2", 6), ("0x4e", "0x004"): ("Carmel", 7),
+    ("0x51", "0x205"): ("Kryo Gold", 5), ("0x51", "0x201"): ("Kryo Silver", 4), ("0x51", "0x211"): ("Kryo Silver", 4),
     ("0x51", "0x800"): ("Kryo 2xx Gold", 5), ("0x51", "0x801"): ("Kryo 2xx Silver", 2),
     ("0x51", "0x802"): ("Kryo 3xx Gold", 6), ("0x51", "0x803"): ("Kryo 3xx Silver", 2),
     ("0x51", "0x804"): ("Kryo 4xx Gold", 7), ("0x51", "0x805"): ("Kryo 4xx Silver", 2),
 }  # fmt: skip
 CPU = "sys/devices/system/cpu/"
-#: Where the Raspberry Pi's kernel tells the same as vcgencmd, without a program to start.
+#: Where the Raspberry Pi's kernel tells the same bits; newer ones tell there what some driver saw last, and complain.
 THROTTLED_FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 
 
@@ -64,7 +65,7 @@ class Probes:
     def __init__(self, root="/", program=run_program):
         self.root = root
         self.program = program
-        self.has_vcgencmd = True
+        self.has_vcgencmd = None  # not known yet
         self.known_zones = None
 
     def read(self, path):
@@ -191,10 +192,11 @@ class Probes:
         clocks = [one["mhz"] for one in ours if one["mhz"] is not None]
         if not clocks:
             clocks = [float(mhz) for mhz in re.findall(r"cpu MHz\s*: ([\d.]+)", self.read("proc/cpuinfo") or "")]
+        real = self.firmware_mhz()
         governors = sorted({one["governor"] for one in ours if one["governor"]})
         return {
             "load": self.load(),
-            "frequency_mhz": max(clocks) if clocks else None,
+            "frequency_mhz": real or (max(clocks) if clocks else None),
             "governor": " ".join(governors) or None,
             "temperature_c": self.temperature(),
             "memory_available_bytes": self.memory_available(),
@@ -246,14 +248,28 @@ class Probes:
                 return max(found)
         return None
 
+    def vcgencmd(self, *words):
+        """What the Raspberry Pi's firmware answers; None on other machines, which are asked once."""
+        if self.has_vcgencmd is False:
+            return None
+        text = self.program(["vcgencmd", *words])
+        # A program that answered before is there still, though it may be too slow for once.
+        self.has_vcgencmd = self.has_vcgencmd or text is not None
+        return text
+
     def throttled(self):
         """The Raspberry Pi's bits (THROTTLED_BITS), None on other machines."""
-        text = self.read(THROTTLED_FILE)
-        if text is None and self.has_vcgencmd:
-            text = self.program(["vcgencmd", "get_throttled"])
-            self.has_vcgencmd = text is not None
-        match = re.search(r"(?:0x)?([0-9a-fA-F]+)\s*$", text or "")
+        text = self.vcgencmd("get_throttled") or self.read(THROTTLED_FILE)
+        match = re.search(r"(?:^|=)(?:0x)?([0-9a-fA-F]{1,8})\s*$", text or "")
         return int(match.group(1), 16) if match else None
+
+    def firmware_mhz(self):
+        """The clock that a Raspberry Pi really has: its kernel tells the one it asked for, whatever is throttled.
+
+        https://github.com/raspberrypi/linux/issues/2986
+        """
+        match = re.search(r"frequency\(\d+\)=(\d+)", self.vcgencmd("measure_clock", "arm") or "")
+        return int(match.group(1)) / 1e6 if match else None
 
     def cooling(self):
         """How far each of the kernel's means that slow the CPU is turned up: type -> state; fans do not count."""
@@ -268,14 +284,20 @@ class Probes:
         """The folders of the clocks of some CPUs."""
         return [folder for folder, ours in self.policies() if set(ours) & set(cpus)]
 
-    def sample(self, folders, throttled=True):
-        """The part of the state that is worth watching while measuring; `clocks_of` gives the folders."""
-        clocks = [khz / 1000.0 for khz in (self.number(f + "scaling_cur_freq") for f in folders) if khz is not None]
+    def sample(self, folders, programs=True):
+        """The part of the state that is worth watching while measuring; `clocks_of` gives the folders.
+
+        Without ``programs`` only files are read, and what a Raspberry Pi's firmware alone knows is None.
+        """
+        bits = self.throttled() if programs else None
+        real = self.firmware_mhz() if programs else None
+        clocks = [] if self.has_vcgencmd else [self.number(folder + "scaling_cur_freq") for folder in folders]
+        known = [khz / 1000.0 for khz in clocks if khz is not None]
         return {
             "at_s": time.monotonic(),
-            "frequency_mhz": max(clocks) if clocks else None,
+            "frequency_mhz": real or (max(known) if known else None),
             "temperature_c": self.temperature(),
-            "throttled": self.throttled() if throttled else None,
+            "throttled": bits,
             "cooling": self.cooling(),
         }
 
@@ -298,6 +320,7 @@ def summary(passes):
             cooling[kind] = max(level, cooling.get(kind, 0))
     return {
         "samples": len(samples),
+        "clock_samples": len(clocks),
         "frequency_mhz": clocks[len(clocks) // 2] if clocks else None,
         "frequency_mhz_lowest": clocks[0] if clocks else None,
         "frequency_fall": max(fall(each) for each in passes),
@@ -331,7 +354,7 @@ class Watch:
     """
 
     #: A program to start for each look costs milliseconds: not as often as files are read.
-    PROGRAM_EVERY_S = 5.0
+    PROGRAM_EVERY_S = 2.0
 
     def __init__(self, probes, cpus, others, every_s=0.5):
         self.probes = probes
@@ -354,10 +377,9 @@ class Watch:
         if self.others and hasattr(os, "sched_setaffinity"):
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self.others)  # of this thread alone
-        cheap = self.probes.read(THROTTLED_FILE) is not None
         due = time.monotonic()
         while not self.ending.wait(self.every_s):
-            asked = cheap or time.monotonic() >= due
+            asked = time.monotonic() >= due
             if asked:
                 due = time.monotonic() + self.PROGRAM_EVERY_S
-            self.samples.append(self.probes.sample(self.folders, throttled=asked))
+            self.samples.append(self.probes.sample(self.folders, programs=asked))

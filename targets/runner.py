@@ -442,7 +442,6 @@ def measure_sustained(arguments):
     environment = dict(machine(), affinity=affinity, before=before, after=HOST.state(affinity), **series["usage"])
     environment["during"] = probes.summary([watch.samples])
     times = [series["begin_s"] + at for at in series["at_s"]]
-    seen = [nearest(watch.samples, at) for at in times]
     return {
         "schema_version": SCHEMA_VERSION,
         "threads": arguments.threads,
@@ -453,14 +452,15 @@ def measure_sustained(arguments):
         "at_s": series["at_s"],
         "latency_ms": series["latency_ms"],
         "runs": series["runs"],
-        "temperature_c": [one and one["temperature_c"] for one in seen],
-        "frequency_mhz": [one and one["frequency_mhz"] for one in seen],
+        "temperature_c": nearest(watch.samples, "temperature_c", times),
+        "frequency_mhz": nearest(watch.samples, "frequency_mhz", times),
     }
 
 
-def nearest(samples, at_s):
-    """The sample taken nearest to a moment; None where there are none."""
-    return min(samples, key=lambda one: abs(one["at_s"] - at_s)) if samples else None
+def nearest(samples, name, times):
+    """What the sample nearest to each moment tells of something; None where no sample does."""
+    told = [(one["at_s"], one[name]) for one in samples if one[name] is not None]
+    return [min(told, key=lambda one: abs(one[0] - at_s))[1] if told else None for at_s in times]
 
 
 # ------------------------------------------------------------------------------------------------- the machine

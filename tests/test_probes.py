@@ -86,10 +86,10 @@ def test_every_recorded_machine_is_read(name: str, machine: Callable[[str], Any]
 @pytest.mark.parametrize(
     ("name", "model", "throttled", "celsius", "mhz"),
     [
-        ("pi3", "Cortex-A53", 0, 48.312, 1200.0),
-        ("pi4", "Cortex-A72", 0, 52.582, 1500.0),
-        ("pi4_throttled", "Cortex-A72", 0x50005, 82.303, 600.0),
-        ("pi5", "Cortex-A76", 0xE0000, 55.75, 2400.0),
+        ("pi3", "Cortex-A53", 0, 48.312, 1200.002),
+        ("pi4", "Cortex-A72", 0, 52.582, 1500.345728),
+        ("pi4_throttled", "Cortex-A72", 0x50005, 82.303, 600.117184),
+        ("pi5", "Cortex-A76", 0xE0000, 55.75, 2400.033792),
         ("jetson", "Cortex-A78AE", None, 48.968, 1510.4),
         ("phone", "Cortex-A55 + Cortex-A78 + Cortex-X1", None, 51.2, 1804.8),
         ("rk3399", "Cortex-A53 + Cortex-A72", None, 47.222, 1416.0),
@@ -172,10 +172,31 @@ def test_a_batterys_state_of_charge_is_no_temperature(machine: Callable[[str], A
     assert phone.temperature() == 38.0  # in whole degrees; the battery's charge is 97 %
 
 
-def test_the_firmwares_file_is_read_in_place_of_the_program(machine: Callable[[str], Any]) -> None:
+def test_where_there_is_no_vcgencmd_the_kernels_file_is_read(machine: Callable[[str], Any]) -> None:
     found = machine("pi4_throttled")
-    found.program = lambda command: pytest.fail("it was started")
+    found.program = lambda _: None
     assert found.throttled() == 0x50005
+    assert found.state([0])["frequency_mhz"] == 1500.0  # what the kernel asked for
+
+
+def test_while_measuring_a_pis_clock_is_the_firmwares_or_none(machine: Callable[[str], Any]) -> None:
+    found = machine("pi4_throttled")
+    folders = found.clocks_of([3])
+    assert found.sample(folders)["frequency_mhz"] == 600.117184
+    files = found.sample(folders, programs=False)
+    assert (files["frequency_mhz"], files["throttled"], files["temperature_c"]) == (None, None, 82.303)
+    other = machine("jetson")
+    other.state([0])  # which learns that there is no vcgencmd
+    assert other.sample(other.clocks_of([0]), programs=False)["frequency_mhz"] == 1510.4
+
+
+@pytest.mark.parametrize(
+    "answer", ["", "VCHI initialization failed", "error=1 error_msg=x", "frequency(48)=", "throttled="]
+)
+def test_a_firmware_that_does_not_answer(answer: str, tmp_path: Path) -> None:
+    found = probes.Probes(str(tmp_path), program=lambda _: answer)
+    assert found.throttled() is None
+    assert found.firmware_mhz() is None
 
 
 def test_a_program_that_is_not_there_is_not_asked_again(tmp_path: Path) -> None:
@@ -226,6 +247,7 @@ def test_samples_in_one() -> None:
     assert probes.summary([[], []]) is None
     calm = probes.summary([[sample() for _ in range(9)]])
     assert (calm["samples"], calm["frequency_mhz"], calm["frequency_fall"]) == (9, 1500.0, 0.0)
+    assert probes.summary([[sample(), sample(None)]])["clock_samples"] == 1
     falling = probes.summary([[sample(1500.0)] * 4 + [sample(600.0)] * 5, [sample(1500.0)] * 4])
     assert falling["frequency_fall"] == pytest.approx(0.6)
     assert (falling["frequency_mhz"], falling["frequency_mhz_lowest"]) == (1500.0, 600.0)
@@ -248,7 +270,7 @@ def test_a_watch_looks_on_and_ends(machine: Callable[[str], Any]) -> None:
     assert not watch.thread.is_alive()
     assert len(watch.samples) >= 3
     assert watch.samples[0]["throttled"] == 0x50005
-    assert watch.samples[0]["frequency_mhz"] == 600.0
+    assert watch.samples[0]["frequency_mhz"] == 600.117184
 
 
 # ---------------------------------------------------------------------------------------------------- verdicts
@@ -272,8 +294,8 @@ def described(**changes: Any) -> document.Machine:
 
 def during(**changes: Any) -> document.During:
     calm = document.During(
-        samples=20, frequency_mhz=1500.0, frequency_mhz_lowest=1500.0, frequency_fall=0.0, temperature_c_highest=60.0,
-        throttled=0, cooling={},
+        samples=20, clock_samples=20, frequency_mhz=1500.0, frequency_mhz_lowest=1500.0, frequency_fall=0.0,
+        temperature_c_highest=60.0, throttled=0, cooling={},
     )  # fmt: skip
     return replace(calm, **changes)
 
@@ -352,6 +374,12 @@ def test_a_cool_down_that_was_too_short_is_said() -> None:
         document.Pass(medians_ms=(1.0,), cooled_s=s, temperature_c=c, kept=True) for s, c in ((0.0, 50.0), (30.0, 71.0))
     )
     assert found(passes=passes) == [("after 30 s of cooling the CPU was still 21 degrees above the start", False)]
+
+
+def test_passes_that_were_left_out_are_said() -> None:
+    kept = (True, False, True)
+    passes = tuple(document.Pass(medians_ms=(1.0,), cooled_s=0.0, temperature_c=None, kept=one) for one in kept)
+    assert found(passes=passes) == [("1 of 3 passes were left out: they differed from the two that agree", False)]
 
 
 def test_what_counts_keeps_the_budget_and_is_trusted() -> None:

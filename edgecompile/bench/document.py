@@ -48,9 +48,13 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class During:
-    """What samples taken while measuring say: the usual clock, its lowest, the share it lost within a pass."""
+    """What samples taken while measuring say: the usual clock, its lowest, the share it lost within a pass.
+
+    ``clock_samples`` of the ``samples`` told the clock: a Raspberry Pi's firmware is not asked each time.
+    """
 
     samples: int
+    clock_samples: int
     frequency_mhz: float | None
     frequency_mhz_lowest: float | None
     frequency_fall: float

@@ -56,6 +56,10 @@ def doubts(machine: Machine, threads: int) -> Iterator[Doubt]:
     yield from _clocks(machine)
     yield from _throttling(machine)
     yield from _heat(machine)
+    left_out = sum(not one.kept for one in machine.passes)
+    if left_out:
+        count = len(machine.passes)
+        yield Doubt(words=f"{left_out} of {count} passes were left out: they differed from the two that agree")
 
 
 def _company(machine: Machine, threads: int) -> Iterator[Doubt]:
@@ -98,7 +102,7 @@ def _clocks(machine: Machine) -> Iterator[Doubt]:
 def _watched(machine: Machine) -> During | None:
     """What samples say of the clock; ``None`` where there are too few."""
     during = machine.during
-    enough = during is not None and during.samples >= _LEAST_SAMPLES and during.frequency_mhz is not None
+    enough = during is not None and during.clock_samples >= _LEAST_SAMPLES
     return during if enough else None
 
 
