@@ -3,11 +3,10 @@
 
     qemu-aarch64 -plugin insn_count.so,out=counts.txt /usr/bin/python3 count.py --model tflite:a.tflite --runs 5
 
-Between the first two markers nothing is done, which gives the cost of a marker itself. Stands beside runner.py.
+Between the first markers nothing is done, which gives the cost of a marker itself. Stands beside runner.py.
 """
 
 import argparse
-import contextlib
 import gc
 import importlib.util
 import os
@@ -15,6 +14,8 @@ import sys
 
 #: A file descriptor that no program has; insn_count.c knows it.
 MARKER = -0xED6E
+#: Markers before the runs, with nothing in between.
+MARKERS = 20
 
 
 def load_runner():
@@ -27,15 +28,17 @@ def load_runner():
 
 
 def mark():
-    with contextlib.suppress(OSError):
+    try:  # noqa: SIM105 (a context manager would cost more instructions than the marker)
         os.lseek(MARKER, 0, 0)
+    except OSError:
+        pass
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, metavar="RUNTIME:FILE")
     parser.add_argument("--runs", type=int, default=5, metavar="N")
-    parser.add_argument("--warmup", type=int, default=3, metavar="N")
+    parser.add_argument("--warmup", type=int, default=2, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--runtime-module", metavar="PACKAGE")
     arguments = parser.parse_args()
@@ -48,8 +51,8 @@ def main():
         gc.disable()
         for _ in range(arguments.warmup):
             runner.invoke_once(session, 0)
+        for _ in range(MARKERS):  # Python makes a function quicker while it is called the first times
             mark()
-        mark()
         for _ in range(arguments.runs):
             session.invoke()
             mark()

@@ -6,6 +6,7 @@ two files by, or two versions of one; it is no time: caches, memory and the core
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from dataclasses import dataclass
 
@@ -18,7 +19,18 @@ from edgecompile.types import Artifact
 _PLUGIN = "/opt/edgecompile/insn_count.so"
 #: What else may differ between two runs is taken away: the environment, the places in memory, the hash seed.
 _FIXED = ("HOME=/home/pi", "PATH=/usr/bin", "PYTHONHASHSEED=0", "OPENBLAS_NUM_THREADS=1", "PYTHONDONTWRITEBYTECODE=1")
-_WARMUP = 3
+#: The transport's folder has another name each time, whose hash and length would change the count by some instructions.
+_HERE = "/tmp/count"
+_IN_ONE_PLACE = """
+here=$1 back=$PWD; shift
+rm -rf "$here" && mkdir "$here" && cp -rl ./*.py tflite model.tflite "$here" && cd "$here" || exit
+"$@"; code=$?
+[ "$code" != 0 ] || mv counts.txt "$back/counts.txt" || exit
+rm -rf "$here"
+exit "$code"
+"""
+#: Markers with nothing in between that ``count.py`` makes before the runs.
+_MARKERS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,10 +70,11 @@ def instructions(
         raise InputError(f"{runs} runs are too few", remedy="count 1 run at least")
     _put(transport, artifact)
     program = ["/usr/bin/qemu-aarch64", "-seed", "1", "-plugin", f"{_PLUGIN},out=counts.txt", "/usr/bin/python3"]
-    program += ["count.py", "--model", "tflite:model.tflite", "--runs", str(runs), "--warmup", str(_WARMUP)]
+    program += ["count.py", "--model", "tflite:model.tflite", "--runs", str(runs)]
     program += ["--runtime-module", package] if package else []
     fixed = [*_FIXED, f"QEMU_CPU={transport.core.qemu}"]
     argv = ["/usr/bin/env", "-i", *fixed, "/usr/bin/setarch", "aarch64", "-R", *program]
+    argv = ["/bin/sh", "-c", _IN_ONE_PLACE, "edgecompile", _HERE, *argv]
     done = transport.run(argv, timeout_s=timeout_s)
     if done.code:
         raise _fault(transport, artifact, done.err or done.out)
@@ -100,13 +113,14 @@ def _read(transport: LabTransport, out: str, runs: int) -> InstructionCount:
         path = Path(folder) / "counts.txt"
         transport.get("counts.txt", path)
         marks = [int(word) for word in path.read_text().split()]
-    if len(marks) != _WARMUP + 1 + runs:
+    if len(marks) != _MARKERS + runs:
         raise DeviceError(
-            f"{transport.description} gave {len(marks)} counts, not {_WARMUP + 1 + runs}",
+            f"{transport.description} gave {len(marks)} counts, not {_MARKERS + runs}",
             remedy="the runner there is not the one of this edgecompile",
         )
-    own = marks[_WARMUP] - marks[_WARMUP - 1]  # two markers with nothing in between
-    counts = [after - before - own for before, after in zip(marks[_WARMUP:], marks[_WARMUP + 1 :], strict=False)]
+    *_, before_last, last = marks[:_MARKERS]
+    own = last - before_last
+    counts = [after - before - own for before, after in itertools.pairwise(marks[_MARKERS - 1 :])]
     median = round(statistics.median(counts))
     runtime = out.strip().splitlines()[-1] if out.strip() else "unknown"
     spread = (max(counts) - min(counts)) / median
