@@ -358,6 +358,16 @@ def test_a_clock_that_rests_afterwards_is_no_fall() -> None:
     assert found(**changed("before", frequency_mhz=1500.0), **changed("after", frequency_mhz=600.0)) == []
 
 
+def test_a_jetsons_power_mode_is_the_users_choice() -> None:
+    sides = {**changed("before", clusters=CAPPED), **changed("after", clusters=CAPPED)}
+    jetson = {"device": "NVIDIA Jetson Orin Nano Developer Kit", **sides}
+    words = "the clock is capped at 1000 of 1500 MHz by the power mode"
+    assert found(**jetson, during=during(frequency_mhz=1000.0)) == [(words, False)]
+    assert ("the CPU ran at 700 of 1000 MHz while measuring", True) in found(
+        **jetson, during=during(frequency_mhz=700.0)
+    )
+
+
 def test_on_x86_the_highest_clock_is_no_promise() -> None:
     assert found(machine="x86_64", during=during(frequency_mhz=1000.0)) == []
 

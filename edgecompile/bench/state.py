@@ -6,6 +6,7 @@ moment and not about the file, so it is not to be trusted.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -107,19 +108,29 @@ def _watched(machine: Machine) -> During | None:
 
 
 def _below_maximum(machine: Machine) -> Iterator[Doubt]:
+    """Whether the clock was kept below what the CPU can do.
+
+    A Jetson's power mode does so by the user's own choice; elsewhere a cap is often the doing of a thermal daemon.
+    """
     ours = _ours(machine, machine.before) + _ours(machine, machine.after)
+    by_choice = _has_power_modes(machine)
     capped = [c for c in ours if c.allowed_mhz and c.max_mhz and c.allowed_mhz < _BELOW_MAXIMUM * c.max_mhz]
     if capped:
         words = f"the clock is capped at {capped[-1].allowed_mhz:.0f} of {capped[-1].max_mhz:.0f} MHz"
-        yield Doubt(words=words, grave=True)
-        return
+        yield Doubt(words=words + (" by the power mode" if by_choice else ""), grave=not by_choice)
+        if not by_choice:
+            return
     watched = _watched(machine)
-    most = max((c.max_mhz for c in ours if c.max_mhz), default=0.0)
+    most = max((mhz for c in ours if (mhz := c.allowed_mhz if by_choice else c.max_mhz)), default=0.0)
     if watched is None or watched.frequency_mhz is None or not _can_hold(machine):
         return
     if watched.frequency_mhz < _BELOW_MAXIMUM * most:
         words = f"the CPU ran at {watched.frequency_mhz:.0f} of {most:.0f} MHz while measuring"
         yield Doubt(words=words, grave=True)
+
+
+def _has_power_modes(machine: Machine) -> bool:
+    return re.search("jetson|nvidia", machine.device, re.IGNORECASE) is not None
 
 
 def _ours(machine: Machine, state: State) -> list[Clock]:
