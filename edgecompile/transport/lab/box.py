@@ -27,6 +27,7 @@ from edgecompile.transport.lab.places import Deadline, locked, program, root
 USER = "pi"
 _TRIES = 3
 _START_S = 60.0
+_END_S = 5.0
 #: Any program for 64-bit Arm, by the head of its file (linux/Documentation/admin-guide/binfmt-misc.rst); F: the
 #: interpreter is opened now, so that it is found from within the board's file system.
 _FORMAT = (
@@ -289,13 +290,17 @@ def _end(board: str) -> bool:
     box = _read(board)
     ran = box is not None and box.alive
     if box is not None and ran:
-        # The first process of the board's process namespace takes all others with it.
-        for pid in (*_children(box.pid), box.pid):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        end = time.monotonic() + 10
-        while _born(box.pid) == box.started and time.monotonic() < end:
-            time.sleep(0.02)
+        # The first process of the board's process namespace takes all others with it. Its parent, which started it,
+        # waits for it and then ends by itself: in this order no zombie is left where nobody else would reap it.
+        for pids in (_children(box.pid), [box.pid]):
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            end = time.monotonic() + _END_S
+            while box.alive and time.monotonic() < end:
+                time.sleep(0.02)
+            if not box.alive:
+                break
     if box is not None and not box.alive:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(box.pid, os.WNOHANG)  # where this very process started it

@@ -7,6 +7,7 @@ unpacked without running their scripts. QEMU comes from the same place, so that 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import platform
 import re
@@ -156,6 +157,11 @@ def _fetch_wheels(deadline: Deadline) -> list[Path]:
     names = {f"{name.replace('-', '_')}-{version}-" for name, _, version in (w.partition("==") for w in _WHEELS)}
     have = [path for path in folder.glob("*.whl") if any(path.name.startswith(name) for name in names)]
     if len(have) != len(names):
+        if importlib.util.find_spec("pip") is None:
+            raise DeviceError(
+                f"{sys.executable} has no pip, which fetches the board's runtimes",
+                remedy=f"install it with: {sys.executable} -m ensurepip",
+            )
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--dest", str(folder), "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp"]
         command += ["--abi", "cp311", *(word for name in _PLATFORMS for word in ("--platform", name)), *_WHEELS]
