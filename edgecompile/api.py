@@ -59,6 +59,7 @@ class BuildOptions(TypedDict, total=False):
     importance: Literal["reconstruction", "taylor", "magnitude"]
     frontier: bool
     train: bool
+    student: bool
     time_limit: float
     plan: str | None
     model_license: str | None

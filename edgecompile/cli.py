@@ -182,11 +182,14 @@ def build_options(command: F) -> F:
             "--train", is_flag=True, help="Distil the smaller model from the original on what is left of --data."
         ),
         click.option(
+            "--student", is_flag=True, help="With --train, also train small nets of the MobileNet kind from nothing."
+        ),
+        click.option(
             "--time-limit",
             type=click.FloatRange(min=0, min_open=True),
             default=30.0,
             show_default=True,
-            help="Minutes that training may take.",
+            help="Minutes that training may take; a student gets as many again.",
         ),
         click.option("--plan", help="Replay a plan: a bundle, BUNDLE:CANDIDATE, or a plan's .json file."),
         click.option("--model-license", help="The model's licence, for the manifest."),

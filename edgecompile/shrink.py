@@ -37,7 +37,7 @@ MOST_KEYS = 500
 #: Operators whose constants tell sizes: their time follows the elements that they move.
 _BY_ELEMENTS = frozenset({"Reshape", "Pad", "Slice", "Split", "Expand", "Gather", "Tile", "Resize"})
 #: The budget's share that a model is aimed at: the verdict stands on the upper end of an interval.
-_AIM = 0.97
+AIM = 0.97
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,7 +308,7 @@ class Aim:
     def next(self, budget_ms: float) -> dict[str, int] | None:
         """The counts to try next for a budget, or ``None`` when nothing new is left to try."""
         slope, fixed = self._line()
-        counts = allocation.solve(self.space, max(0.0, (_AIM * budget_ms - fixed) / slope))
+        counts = allocation.solve(self.space, max(0.0, (AIM * budget_ms - fixed) / slope))
         return counts if counts is not None and counts not in self.tried else None
 
     def reachable_ms(self) -> float:

@@ -180,6 +180,7 @@ class BuildRequest:
     resolutions: tuple[int, ...] = ()
     frontier: bool = False
     train: bool = False
+    student: bool = False
     time_limit_min: float = 30.0
     plan: str | None = None
     model_license: str | None = None

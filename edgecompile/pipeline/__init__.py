@@ -16,6 +16,7 @@ from edgecompile.pipeline.plans import propose
 from edgecompile.pipeline.precision import mixed_precision
 from edgecompile.pipeline.resolutions import other_resolutions
 from edgecompile.pipeline.smaller import smaller_models
+from edgecompile.pipeline.trained import trained_models
 from edgecompile.pipeline.writing import BuildResult, write_bundle
 from edgecompile.progress import Progress
 from edgecompile.types import BuildRequest
@@ -36,6 +37,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
             candidates += mixed_precision(job, candidates, reference)
             candidates += other_resolutions(job, candidates, reference)
             candidates += smaller_models(job, candidates, reference)
+            candidates += trained_models(job, candidates, reference)
             candidates += mixed_precision(job, candidates, reference)
         choice = search.choose(candidates, job.budget)
         result = write_bundle(job, candidates, choice, evaluated(job, choice.candidate))

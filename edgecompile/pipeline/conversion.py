@@ -20,6 +20,7 @@ from edgecompile.errors import (
     UnsupportedModelError,
 )
 from edgecompile.pipeline.job import Job, fitting, load_data, some, versions
+from edgecompile.techniques import training
 from edgecompile.types import (
     Arrays,
     Artifact,
@@ -192,7 +193,8 @@ def changed(job: Job, plan: Plan) -> Job:
     key = digest("steps", base.model.sha256, steps, base.data.digest, versions())
 
     def make(folder: Path) -> _Changed:
-        model = techniques.apply(base.model, steps, fitting(base), folder, job.progress, original=job.model)
+        with training.checkpoints_in(job.store.root / "checkpoints"):
+            model = techniques.apply(base.model, steps, fitting(base), folder, job.progress, original=job.model)
         return _Changed(model=model)
 
     model = job.store.cached("model", key, _Changed, make).model

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import overload
 
+import numpy as np
+import numpy.typing as npt
+
 from edgecompile import (
     __version__,
     bench,
@@ -202,6 +205,13 @@ class _Joined(Sequence[Arrays]):
 
     def __len__(self) -> int:
         return len(self.first) + len(self.second)
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64] | None:
+        """The class numbers of all samples, where both parts have them; training may use them."""
+        parts = [getattr(part, "labels", None) for part in (self.first, self.second) if len(part)]
+        known = [part for part in parts if part is not None]
+        return np.concatenate(known) if known and len(known) == len(parts) else None
 
     @overload
     def __getitem__(self, index: int) -> Arrays: ...

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from edgecompile import evaluate, search, shrink
 from edgecompile.errors import (
@@ -14,24 +13,12 @@ from edgecompile.pipeline.attempts import attempt
 from edgecompile.pipeline.conversion import changed
 from edgecompile.pipeline.job import Job, fitting, versions
 from edgecompile.pipeline.latency import operator_times, tile_of
-from edgecompile.techniques import distill
 from edgecompile.types import Candidate, Step, digest
 
 #: Ways to run the model that smaller ones start from: the fastest few.
 _BASES = 3
 #: What a frontier aims at, as shares of the fastest file's latency.
 _FRONTIER = (0.9, 0.75, 0.6, 0.45)
-
-
-#: The share of the time limit that is for training steps; looking at held-back samples takes some, too.
-_TRAINING_SHARE = 0.9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Steps:
-    """How many training steps fit in the time limit, as they were counted once: a plan holds counts, never seconds."""
-
-    count: int
 
 
 def smaller_models(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
@@ -52,8 +39,6 @@ def smaller_models(job: Job, candidates: Sequence[Candidate], reference: evaluat
         except UnsupportedModelError as exc:
             job.progress.warn(exc.message)
             break
-    if job.request.train:
-        found += _trained(job, [*usable, *found], reference)
     return found
 
 
@@ -140,28 +125,3 @@ class _Shrinking:
 
 def _first(bases: Mapping[str, Candidate]) -> Candidate:
     return next(iter(bases.values()))
-
-
-def _trained(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
-    """Distil the best smaller model: latency does not depend on the weights, so nothing else is worth it."""
-    usable = [c for c in candidates if c.failure is None and c.plan.steps and not _has_trained(c)]
-    if not usable:
-        return []
-    plan = search.choose(usable, job.budget).candidate.plan
-    mine = changed(job, plan)
-    samples = fitting(mine)
-    count = distill.sample_count(mine.model, len(samples))
-    one = distill.step(steps=1, samples=count, seed=job.request.seed)
-    key = digest("training", job.model.sha256, mine.model.sha256, one, job.request.time_limit_min, versions())
-
-    def make(_: Path) -> _Steps:
-        seconds = distill.seconds_a_step(job.model, mine.model, samples, one)
-        return _Steps(count=max(1, round(_TRAINING_SHARE * 60 * job.request.time_limit_min / seconds)))
-
-    steps = job.store.cached("training", key, _Steps, make).count
-    trained = distill.step(steps=steps, samples=count, seed=job.request.seed)
-    return [attempt(job, replace(plan, steps=(*plan.steps, trained)), reference)]
-
-
-def _has_trained(candidate: Candidate) -> bool:
-    return any(step.technique == "distill" for step in candidate.plan.steps)

@@ -11,7 +11,7 @@ Options: the fields of `training.TrainingOptions`; those at their defaults may b
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,7 @@ def apply(
     options = options_of(distillation)
     count = min(len(samples), options.samples)
     large, small = onnx.load(str(original.path)), onnx.load(str(model.path))
-    teacher, student = from_onnx(large), from_onnx(small)
+    teacher, student = _resized(from_onnx(large), original, model), from_onnx(small)
     identity = f"{original.sha256} {model.sha256}"
     outcome = training.train(
         teacher,
@@ -102,6 +102,30 @@ def apply(
         progress.note(note)
     said = f"distilled: its loss fell from {outcome.before:.3g} to {outcome.after:.3g}"
     return written(model, student.to_onnx(), workdir, note=said)
+
+
+def _resized(teacher: Any, original: Model, model: Model) -> Any:
+    """A teacher for images of the model's size: where it takes larger ones, they are enlarged for it."""
+    sizes = {spec.name: spec.shape[2:] for spec in original.inputs}
+    if sizes == {spec.name: spec.shape[2:] for spec in model.inputs}:
+        return teacher
+    import torch
+
+    class Resized(torch.nn.Module):  # type: ignore[misc]
+        """Enlarges what it gets, then asks the teacher."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.teacher = teacher
+
+        def forward(self, batch: Mapping[str, Tensor], **others: Any) -> Any:
+            larger = {
+                name: torch.nn.functional.interpolate(value, size=tuple(sizes[name]), mode="bilinear", antialias=True)
+                for name, value in batch.items()
+            }
+            return self.teacher(larger, **others)
+
+    return Resized()
 
 
 def _labels(samples: Sequence[Arrays], count: int) -> Tensor | None:
@@ -144,7 +168,7 @@ def seconds_a_step(original: Model, model: Model, samples: Sequence[Arrays], dis
     count = min(len(samples), 2 * options.batch)
     large, small = onnx.load(str(original.path)), onnx.load(str(model.path))
     times = training.seconds(
-        from_onnx(large),
+        _resized(from_onnx(large), original, model),
         from_onnx(small),
         _stacked(model, [samples[i] for i in range(count)]),
         options,
