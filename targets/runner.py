@@ -11,9 +11,11 @@ what the fields mean.
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib.util
 import json
+import operator
 import os
 import platform
 import re
@@ -640,7 +642,7 @@ def summary(document):
         return "ran {samples} samples with {package} {version}".format(**document)
     lines = ["latency in ms, {} thread(s), {}".format(document["threads"], document["environment"]["cpu_model"])]
     if "at_s" in document:
-        return "\n".join(lines + sustained_lines(document))
+        return "\n".join(lines + sustained_lines(document) + machine_lines(document["environment"]))
     for found in document["models"]:
         series = np.concatenate(found["latencies_ms"])
         figures = tuple(np.percentile(series, q) for q in (50, 90, 95, 99))
@@ -648,7 +650,24 @@ def summary(document):
         lines.append("  median {:.3f}  p90 {:.3f}  p95 {:.3f}  p99 {:.3f}".format(*figures))
         facts = "  {runs} runs, first run {cold_ms:.3f}, loading {load_ms:.1f}, {package} {version}"
         lines.append(facts.format(**found))
-    return "\n".join(lines)
+        if found["agreed"] is False:
+            lines.append("  no two passes agreed: do not rely on these figures")
+    return "\n".join(lines + machine_lines(document["environment"]))
+
+
+def machine_lines(environment):
+    """Why the figures may be about the machine's state more than about the file."""
+    states = [environment[name] for name in ("before", "during", "after") if environment[name]]
+    bits = functools.reduce(operator.or_, (one["throttled"] or 0 for one in states))
+    lines = [f"throttled: {words}" for bit, words in probes.THROTTLED_BITS.items() if bits >> bit & 1]
+    cooling = sorted({kind for one in states for kind in one["cooling"]})
+    if cooling:
+        lines.append("the kernel slows the CPU to cool it: " + ", ".join(cooling))
+    if (environment["before"]["load"] or 0.0) > environment["cores"]:
+        lines.append(
+            "the machine was overloaded before the start: load average {load:.1f}".format(**environment["before"])
+        )
+    return lines
 
 
 def sustained_lines(document):

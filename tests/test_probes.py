@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -447,6 +448,28 @@ def test_a_throttled_board_is_measured_and_not_trusted(tiny: Artifact, tmp_path:
     assert environment.clusters[0].core == "Cortex-A72"
     assert environment.temperature_c_before == 82.303
     assert environment.passes == 2
+
+
+@pytest.mark.parametrize("mode", [(), ("--sustained", "0.3s")])
+def test_the_runner_alone_tells_people_of_throttling(mode: tuple[str, ...], tiny: Artifact, tmp_path: Path) -> None:
+    unpack("pi4_throttled", tmp_path)
+    command = [
+        sys.executable,
+        str(content.builtin_root("targets") / "runner.py"),
+        "--model",
+        f"onnxruntime:{tiny.file}",
+    ]
+    quick = ("--warmup-s", "0.02", "--min-runs", "4", "--min-seconds", "0.02", "--rounds", "1")
+    done = subprocess.run(
+        [*command, *quick, *mode, "--machine-root", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "throttled: under-voltage now" in done.stdout
+    assert "throttled: throttling has occurred since boot" in done.stdout
+    assert "Cortex-A72" in done.stdout
 
 
 def test_a_machine_without_any_of_these_files_still_measures(tiny: Artifact, tmp_path: Path) -> None:
