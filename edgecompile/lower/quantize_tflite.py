@@ -134,7 +134,7 @@ def int8_in_child(argument: dict[str, Any]) -> dict[str, Any]:
                 observed = observe(data, feeds)
                 data, observed = without_infinities(data, observed)
                 ranges = islands.carry_ranges(data, observed)
-                kept = _with_connections(data, argument["keep_float"])
+                kept = _with_connections(data, argument.get("keep_float", ()))
                 tool = quantizer.Quantizer(bytearray(data), _static_recipe(argument["io_dtype"], kept))
                 result = bytes(tool.quantize(_as_statistics(data, ranges)).quantized_model)
                 # Names first: the pass over the islands looks ranges up by them, and keeps them.
