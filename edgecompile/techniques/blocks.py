@@ -271,9 +271,7 @@ def losses(
     found: dict[str, float] = {}
     for number, block in enumerate(blocks):
         dropped, standing = remove(channels.graph.model, [block.name])
-        mended, _ = reconstruct(
-            channels, dropped, np.array([], np.int64), fitting, seed=seed, moved=standing
-        )
+        mended, _ = reconstruct(channels, dropped, np.array([], np.int64), fitting, seed=seed, moved=standing)
         found[block.name] = sensitivity.mean_distance(kind, wanted, sensitivity.outputs(GraphView(mended), held))
         if progress is not None:
             progress(number + 1, len(blocks))

@@ -1,8 +1,7 @@
-"""The command line: parse, call, print, exit code. Everything heavy is imported inside the commands."""
+"""`edgecompile build`: from the command line and the project file to one request a target."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from edgecompile import __version__
+from edgecompile.cli.common import PATH, Shape, Sizes, common, face, print_json, show_error
 from edgecompile.errors import EXIT_PREDICTED, EdgecompileError, InputError
 
 if TYPE_CHECKING:
@@ -20,82 +19,6 @@ if TYPE_CHECKING:
     from edgecompile.types import BuildRequest, Option
 
 F = TypeVar("F", bound=Callable[..., Any])
-_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-PATH = click.Path(path_type=Path)
-
-
-class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
-    """``1,3,224,224`` or ``NAME=1,3,224,224``."""
-
-    name = "[NAME=]N,C,H,W"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[int, ...]]:
-        if isinstance(value, tuple):
-            return value
-        name, _, numbers = str(value).rpartition("=")
-        try:
-            shape = tuple(int(part) for part in numbers.replace("x", ",").split(","))
-        except ValueError:
-            self.fail(f"{value!r} is not a shape like 1,3,224,224 or NAME=1,3,224,224", param, ctx)
-        if min(shape) < 1:
-            self.fail(f"{value!r} has a size below 1", param, ctx)
-        return name, shape
-
-
-class Sizes(click.ParamType[tuple[int, ...]]):
-    """``224,192,160``."""
-
-    name = "N,N,..."
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        try:
-            sizes = tuple(int(part) for part in str(value).split(",") if part.strip())
-        except ValueError:
-            self.fail(f"{value!r} is not a list of sizes like 224,192,160", param, ctx)
-        if not sizes or min(sizes) < 1:
-            self.fail(f"{value!r} has no size, or one below 1", param, ctx)
-        return sizes
-
-
-def common(command: F) -> F:
-    """The options every command has."""
-    for option in (
-        click.option("--debug", is_flag=True, help="Show tracebacks."),
-        click.option("-q", "--quiet", is_flag=True, help="Print results and errors only."),
-        click.option("-v", "--verbose", count=True, help="Tell more; twice for details."),
-    ):
-        command = option(command)
-    return command
-
-
-def face(quiet: bool, verbose: int, debug: bool) -> Face:
-    """Set up logging and return the terminal."""
-    from edgecompile.report import Face
-
-    level = logging.DEBUG if debug or verbose > 1 else logging.INFO if verbose else logging.ERROR
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
-    logging.getLogger("edgecompile").setLevel(level)
-    return Face(quiet=quiet)
-
-
-def show_error(error: EdgecompileError) -> None:
-    """Print one error: what is wrong, and what to do about it."""
-    click.echo(f"error: {error.message}", err=True)
-    if error.remedy:
-        click.echo(f"  what to do: {error.remedy}", err=True)
-
-
-@click.group(context_settings=_CONTEXT)
-@click.version_option(__version__, prog_name="edgecompile")
-def cli() -> None:
-    """Give it a trained model, a device and a millisecond budget; get back the file that ships, and the proof."""
-
-
-# ------------------------------------------------------------------------------------------------------ build
 
 
 def build_options(command: F) -> F:
@@ -203,7 +126,7 @@ def build_options(command: F) -> F:
     return command
 
 
-@cli.command(no_args_is_help=False)
+@click.command(no_args_is_help=False)
 @click.argument("model", required=False)
 @build_options
 @click.option("--trust", is_flag=True, help="Let code from the model's file or module run. Command line only.")
@@ -266,7 +189,7 @@ def _build_one(request: BuildRequest, terminal: Face, *, dry_run: bool, as_json:
         return exc.exit_code
     manifest = result.bundle.manifest
     if as_json:
-        _print_json(to_builtins(manifest))
+        print_json(to_builtins(manifest))
     else:
         terminal.print(report.candidates(manifest), *report.closing(manifest, str(request.out)))
     return result.exit_code
@@ -277,7 +200,7 @@ def _print_dry_run(plan: DryRun, terminal: Face, *, as_json: bool) -> None:
     from edgecompile.types import to_builtins
 
     if as_json:
-        _print_json(to_builtins(plan))
+        print_json(to_builtins(plan))
         return
     terminal.print(
         *report.dry_run(
@@ -289,12 +212,6 @@ def _print_dry_run(plan: DryRun, terminal: Face, *, as_json: bool) -> None:
             disk_bytes=plan.disk_bytes,
         )
     )
-
-
-def _print_json(value: object) -> None:
-    import json
-
-    click.echo(json.dumps(value, indent=2))
 
 
 # The options that say what to do now rather than what to build: they have no key in a project file.
@@ -403,273 +320,3 @@ def _origins(resolved: Resolved, target: str) -> tuple[Option, ...]:
         for name, (value, origin) in sorted(shown.items())
         if value is not None and value != ()
     )
-
-
-@cli.command()
-@click.option("--model", help="The trained model.  [default: the only .onnx file here]")
-@click.option("--weights", help="A state dict for MODULE:FACTORY.")
-@click.option("--input-shape", help="Like 1,3,224,224.")
-@click.option("--data", help="A folder with images, or an .npz file.")
-@click.option("--eval", "evaluation", help="Evaluation data.")
-@click.option("--preset", help="How images become inputs.")
-@click.option("--target", multiple=True, default=("x86",), show_default=True, help="Repeatable.")
-@click.option("--force", is_flag=True, help="Replace the file that is there.")
-@common
-def init(
-    model: str | None,
-    weights: str | None,
-    input_shape: str | None,
-    data: str | None,
-    evaluation: str | None,
-    preset: str | None,
-    target: tuple[str, ...],
-    force: bool,
-    quiet: bool,
-    verbose: int,
-    debug: bool,
-) -> int:
-    """Write edgecompile.toml, so that `edgecompile build` alone is the daily command."""
-    from edgecompile import config, profiles
-    from edgecompile.store import write_atomically
-
-    terminal = face(quiet, verbose, debug)
-    path = Path(config.NAME)
-    if path.exists() and not force:
-        raise InputError(f"{path} exists", remedy="edit it, or give --force to replace it")
-    if model is None:
-        here = sorted(Path().glob("*.onnx"))
-        model = here[0].name if len(here) == 1 else None
-    text = config.template(
-        model=model,
-        weights=weights,
-        input_shape=input_shape,
-        data=data,
-        evaluation=evaluation,
-        preset=preset,
-        targets={name: profiles.load(name).default_budget_ms for name in target},
-    )
-    write_atomically(path, text.encode())
-    terminal.note("edit what stands behind a # and fits your project, then run: edgecompile build")
-    click.echo(f"wrote {path}")
-    return 0
-
-
-# ------------------------------------------------------------------------------------------- look and measure
-
-
-@cli.command()
-@click.option("--content-dir", type=PATH, help="A folder with own device_profiles/.")
-@click.option("--json", "as_json", is_flag=True)
-@common
-def devices(content_dir: Path | None, as_json: bool, quiet: bool, verbose: int, debug: bool) -> int:
-    """List the device profiles: name, runtimes, precisions, budget, and where each was found."""
-    from edgecompile import profiles, report
-    from edgecompile.types import to_builtins
-
-    terminal = face(quiet, verbose, debug)
-    found = profiles.all_profiles(content_dir=content_dir)
-    if as_json:
-        _print_json([to_builtins(profile) for profile in found])
-    else:
-        terminal.print(report.devices(found))
-    return 0
-
-
-@cli.command()
-@click.argument("path")
-@click.option("--input-shape", type=Shape(), multiple=True, help="Where an ONNX file leaves it open.")
-@click.option("--time", "timed", is_flag=True, help="Measure what each operator of a .tflite costs on this machine.")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True, help="Threads for --time.")
-@click.option("--json", "as_json", is_flag=True)
-@common
-def inspect(
-    path: str,
-    input_shape: tuple[tuple[str, tuple[int, ...]], ...],
-    timed: bool,
-    threads: int,
-    as_json: bool,
-    quiet: bool,
-    verbose: int,
-    debug: bool,
-) -> int:
-    """Show what is in an .onnx, a .tflite or a bundle: inputs, outputs, parameters, MACs, operators, sizes.
-
-    --time adds the milliseconds of each operator of a .tflite, by the differences of its prefixes.
-    """
-    from edgecompile import inspection, report
-    from edgecompile.operator_times import TimeOptions
-    from edgecompile.types import to_builtins
-
-    terminal = face(quiet, verbose, debug)
-    time = TimeOptions(threads=threads) if timed else None
-    summary = inspection.inspect(Path(path), input_shapes=dict(input_shape), time=time, progress=terminal)
-    if as_json:
-        _print_json(to_builtins(summary))
-    else:
-        sheet = inspection.sheet(summary)
-        shown = (sheet.title, sheet.facts, sheet.tensors, sheet.rows, sheet.heads, sheet.costliest, sheet.notes)
-        terminal.print(*report.inspection(*shown))
-    return 0
-
-
-@cli.command()
-@click.argument("paths", nargs=-1, required=True, type=PATH)
-@click.option("--on", default="local", show_default=True, help="Where: local, or ssh://user@host[:port].")
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--percentile", type=click.FloatRange(1, 99.9), default=50.0, show_default=True)
-@click.option(
-    "--budget-ms", type=click.FloatRange(min=0, min_open=True), help="Exit 3 when the first does not meet it."
-)
-@click.option("--warmup-seconds", type=click.FloatRange(min=0), default=1.0, show_default=True)
-@click.option("--min-runs", type=click.IntRange(min=1), default=50, show_default=True)
-@click.option("--min-seconds", type=click.FloatRange(min=0), default=3.0, show_default=True)
-@click.option("--json", "as_json", is_flag=True)
-@common
-def bench(
-    paths: tuple[Path, ...],
-    on: str,
-    threads: int,
-    percentile: float,
-    budget_ms: float | None,
-    warmup_seconds: float,
-    min_runs: int,
-    min_seconds: float,
-    as_json: bool,
-    quiet: bool,
-    verbose: int,
-    debug: bool,
-) -> int:
-    """Measure bundles, .tflite or .onnx files, interleaved; ratios are against the first."""
-    from edgecompile import measuring, report
-    from edgecompile.bench import BenchOptions
-    from edgecompile.types import to_builtins
-
-    terminal = face(quiet, verbose, debug)
-    options = BenchOptions(
-        threads=threads,
-        percentile=percentile,
-        warmup_s=warmup_seconds,
-        min_runs=min_runs,
-        min_seconds=min_seconds,
-    )
-    result = measuring.measure(paths, options, terminal, on=on)
-    if as_json:
-        _print_json(to_builtins(result))
-    else:
-        terminal.print(*report.bench(result.names, result.measurements, result.ratios))
-    return 0 if budget_ms is None or result.measurements[0].meets(budget_ms) else 3
-
-
-@cli.command()
-@click.argument("path", type=PATH)
-@click.option("--on", default="local", show_default=True, help="Where: local, or ssh://user@host[:port].")
-@click.option("--json", "as_json", is_flag=True)
-@common
-def verify(path: Path, on: str, as_json: bool, quiet: bool, verbose: int, debug: bool) -> int:
-    """Check a bundle: every file's hash, then its golden vectors through the shipped file."""
-    from edgecompile import measuring
-    from edgecompile.types import to_builtins
-
-    face(quiet, verbose, debug)
-    result = measuring.verify(path, on=on)
-    if as_json:
-        _print_json(to_builtins(result))
-    else:
-        click.echo(
-            f"verified {path}: {result.files} files have their hashes, {result.samples} golden vectors through the "
-            f"shipped file ({result.comparison}: largest difference {result.largest_error:.1e} of the range)"
-        )
-    return 0
-
-
-@cli.command()
-@click.argument("path", type=PATH)
-@click.option("--against", type=PATH, required=True, help="The bundle to compare with.")
-@click.option("--on", default="local", show_default=True, help="Where: local, or ssh://user@host[:port].")
-@click.option("--latency/--no-latency", default=True, show_default=True, help="Measure both files, interleaved.")
-@click.option(
-    "--max-slower", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Per cent that is allowed."
-)
-@click.option(
-    "--max-larger", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Per cent that is allowed."
-)
-@click.option(
-    "--max-drop", type=click.FloatRange(min=0), help="Points that are allowed.  [default: what chance explains]"
-)
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--min-seconds", type=click.FloatRange(min=0), default=3.0, show_default=True)
-@click.option("--json", "as_json", is_flag=True)
-@common
-def check(
-    path: Path,
-    against: Path,
-    on: str,
-    latency: bool,
-    max_slower: float,
-    max_larger: float,
-    max_drop: float | None,
-    threads: int,
-    min_seconds: float,
-    as_json: bool,
-    quiet: bool,
-    verbose: int,
-    debug: bool,
-) -> int:
-    """Exit 3 when a bundle became slower, larger or less accurate than another: a gate for a CI job."""
-    from edgecompile import checking, report
-    from edgecompile.bench import BenchOptions
-    from edgecompile.types import to_builtins
-
-    terminal = face(quiet, verbose, debug)
-    options = BenchOptions(threads=threads, min_seconds=min_seconds)
-    tolerance = checking.Tolerance(latency=1 + max_slower / 100, size=1 + max_larger / 100, accuracy_points=max_drop)
-    result = checking.check(path, against, options, terminal, on=on, tolerance=tolerance, latency=latency)
-    if as_json:
-        _print_json({**to_builtins(result), "passed": result.passed})
-    else:
-        rows = [(f.quantity, f.baseline, f.now, f.change, f.worse) for f in result.findings]
-        terminal.print(*report.check(rows))
-    return 0 if result.passed else 3
-
-
-# ------------------------------------------------------------------------------------------------------ cache
-
-
-@cli.group()
-def cache() -> None:
-    """The work folders that builds leave beside their bundles, to go on from and to be quick the next time."""
-
-
-@cache.command("list")
-@click.option("--json", "as_json", is_flag=True)
-@common
-def cache_list(as_json: bool, quiet: bool, verbose: int, debug: bool) -> int:
-    """List the work folders with their sizes."""
-    from edgecompile import report, store
-    from edgecompile.types import to_builtins
-
-    terminal = face(quiet, verbose, debug)
-    folders = store.work_folders()
-    if as_json:
-        _print_json([to_builtins(folder) for folder in folders])
-    else:
-        terminal.print(report.work_folders(folders))
-    return 0
-
-
-@cache.command("clean")
-@click.option("--older-than-days", type=click.FloatRange(min=0), default=0.0, help="Only those not used since.")
-@click.option("--yes", is_flag=True, help="Do not ask.")
-@common
-def cache_clean(older_than_days: float, yes: bool, quiet: bool, verbose: int, debug: bool) -> int:
-    """Remove work folders. Bundles stay."""
-    from edgecompile import report, store
-
-    face(quiet, verbose, debug)
-    folders = store.work_folders()
-    if folders and not yes:
-        click.confirm(f"remove up to {len(folders)} work folders?", abort=True, err=True)
-    removed = store.clean(folders, older_than_days=older_than_days)
-    freed = report.size(sum(folder.size_bytes for folder in removed))
-    click.echo(f"removed {len(removed)} of {len(folders)} work folders, {freed}")
-    return 0
