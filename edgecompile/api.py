@@ -48,6 +48,7 @@ class BuildOptions(TypedDict, total=False):
     precision: Sequence[Precision]
     io: Literal["float32", "int8"]
     on: str | None
+    power_mode: str | None
     eval_on_device: int | None
     threads: int | None
     warmup_seconds: float

@@ -20,7 +20,10 @@ from edgecompile.errors import InputError, LimitNotMet
 from edgecompile.types import (
     Accuracy,
     Arrays,
+    Artifact,
     Budget,
+    Engine,
+    EngineLayer,
     Measurement,
     Option,
     Parity,
@@ -41,7 +44,10 @@ MANIFEST = "manifest.json"
 #: Full-integer files are exact; float kernels differ in the last bits between CPUs.
 GOLDEN_FLOAT_TOLERANCE = 1e-5
 
-Role = Literal["model", "labels", "golden inputs", "golden outputs", "runner", "page"]
+Role = Literal[
+    "model", "typed model", "labels", "golden inputs", "golden outputs", "runner", "page", "engine", "timing cache",
+    "layer times", "layers", "build log", "build script",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +93,22 @@ class TriedCandidate:
     parity: Parity | None = None
     failure: str | None = None
     predicted_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineFacts:
+    """An engine in the bundle, under ``engines/KEY/``: it works with that ``tensorrt`` on that ``gpu`` only.
+
+    ``options`` are those that ``trtexec`` built it with; ``layers`` its costliest layers.
+    """
+
+    key: str
+    tensorrt: str
+    gpu: str
+    path: str
+    options: tuple[str, ...]
+    build_s: float
+    layers: tuple[EngineLayer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +176,7 @@ class Manifest:
     data: DataFacts | None
     golden: Golden
     versions: dict[str, str]
+    engines: tuple[EngineFacts, ...] = ()
     files: tuple[BundleFile, ...]
 
     @property
@@ -175,6 +198,33 @@ class Bundle:
             if entry.role == role:
                 return self.path / entry.path
         raise InputError(f"the bundle {self.path} has no {role} file", remedy="build it again")
+
+
+def engines_of(bundle: Bundle) -> tuple[Engine, ...]:
+    """The engines in a bundle, with their files where they lie."""
+    listed = {file.path for file in bundle.manifest.files}
+
+    def file(facts: EngineFacts, name: str) -> Path | None:
+        inside = f"engines/{facts.key}/{name}"
+        return bundle.path / inside if inside in listed else None
+
+    return tuple(
+        Engine(
+            key=facts.key,
+            tensorrt=facts.tensorrt,
+            gpu=facts.gpu,
+            source_sha256=bundle.manifest.model_file.sha256,
+            file=made,
+            log=file(facts, "build.log") or made,
+            timing_cache=file(facts, "timing.cache"),
+            layer_info=file(facts, "layers.json"),
+            options=facts.options,
+            build_s=facts.build_s,
+            layers=facts.layers,
+        )
+        for facts in bundle.manifest.engines
+        if (made := file(facts, "model.engine")) is not None
+    )
 
 
 def json_schema() -> dict[str, Any]:
@@ -262,6 +312,41 @@ def add_runner(writer: BundleWriter, runtime: RuntimeName) -> None:
     backend = "onnxruntime" if runtime == "tensorrt" else runtime
     for name in ("runner.py", "probes.py", f"{backend}/backend.py"):
         writer.add("runner", root / name, f"runner/{name}")
+
+
+#: The costliest layers that the manifest shows; all of them are in a file.
+_LAYERS_SHOWN = 20
+
+
+def add_engine(writer: BundleWriter, engine: Engine, layer_times: bytes) -> EngineFacts:
+    """Put an engine with its timing cache, log and layers into the bundle, under a folder that names what it is for."""
+    folder = f"engines/{engine.key}"
+    writer.add("engine", engine.file, f"{folder}/model.engine")
+    writer.add("build log", engine.log, f"{folder}/build.log")
+    if engine.timing_cache is not None:
+        writer.add("timing cache", engine.timing_cache, f"{folder}/timing.cache")
+    if engine.layer_info is not None:
+        writer.add("layers", engine.layer_info, f"{folder}/layers.json")
+    writer.add_bytes("layer times", layer_times, f"{folder}/layer_times.json")
+    return EngineFacts(
+        key=engine.key,
+        tensorrt=engine.tensorrt,
+        gpu=engine.gpu,
+        path=f"{folder}/model.engine",
+        options=engine.options,
+        build_s=engine.build_s,
+        layers=engine.layers[:_LAYERS_SHOWN],
+    )
+
+
+def add_build_script(writer: BundleWriter, artifact: Artifact) -> None:
+    """Put what builds an engine on any board into the bundle: a script, and the graph that newer versions take."""
+    if artifact.typed_file is not None:
+        writer.add("typed model", artifact.typed_file, "model-typed.onnx")
+    text = (content.builtin_root("targets") / "tensorrt" / "build_engine.sh").read_text()
+    # The precision is one of three words of ours: no text of a user's goes into the script.
+    path = writer.add_bytes("build script", text.replace("@PRECISION@", artifact.precision).encode(), "build_engine.sh")
+    path.chmod(0o755)
 
 
 def write_arrays(path: Path, samples: Sequence[Arrays]) -> None:

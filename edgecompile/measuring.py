@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from edgecompile import bench, bundle
-from edgecompile.progress import Progress
-from edgecompile.transport import open_transport
-from edgecompile.types import Artifact, Measurement, Ratio
+from edgecompile import bench, bundle, engines
+from edgecompile.errors import InputError
+from edgecompile.progress import Progress, Silent
+from edgecompile.transport import Transport, open_transport
+from edgecompile.types import Artifact, Engine, Measurement, Ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,17 +35,82 @@ class VerifyReport:
 
 
 def measure(
-    paths: Sequence[Path], options: bench.BenchOptions, progress: Progress, *, on: str = "local"
+    paths: Sequence[Path],
+    options: bench.BenchOptions,
+    progress: Progress,
+    *,
+    on: str = "local",
+    power_mode: str | None = None,
 ) -> BenchReport:
-    """Measure bundles and bare files, interleaved, on this machine or the one at ``on`` (``ssh://user@host``)."""
+    """Measure bundles and bare files, interleaved, on this machine or the one at ``on`` (``ssh://user@host``).
+
+    Bundles for TensorRT are measured as engines where the machine has TensorRT, and built there first unless they hold
+    one for it; ``power_mode`` is that of such a board meanwhile.
+    """
     artifacts = [_artifact(path) for path in paths]
-    way = open_transport(on, waiting=progress.note)
-    with progress.stage(f"Measure {len(artifacts)} files, interleaved"), way as transport:
-        result = bench.measure(artifacts, transport, options)
+    for_tensorrt = {artifact.runtime == "tensorrt" for artifact in artifacts}
+    with open_transport(on, waiting=progress.note) as transport:
+        board = _board(transport, on) if True in for_tensorrt else None
+        if board is None and power_mode is not None:
+            raise InputError("--power-mode is for a Jetson that runs engines", remedy="give a bundle for one, and --on")
+        if board is not None and False in for_tensorrt:
+            raise InputError(
+                "engines and files of other runtimes cannot take turns", remedy="measure them one after the other"
+            )
+        if board is None:
+            with progress.stage(f"Measure {len(artifacts)} files, interleaved"):
+                result = bench.measure(artifacts, transport, options)
+        else:
+            result = _on_board(paths, artifacts, transport, board, options, progress, power_mode)
     for warning in dict.fromkeys(w for m in result.measurements for w in m.warnings):
         progress.warn(warning)
     ratios = [None if i == 0 else result.ratio(i, 0) for i in range(len(artifacts))]
     return BenchReport(names=tuple(str(path) for path in paths), measurements=result.measurements, ratios=tuple(ratios))
+
+
+def _board(transport: Transport, on: str) -> engines.Board | None:
+    """The board behind a transport; this machine need not be one: ONNX Runtime runs the file here."""
+    return engines.find(transport) if on == "local" else engines.require(transport)
+
+
+def _on_board(
+    paths: Sequence[Path],
+    artifacts: Sequence[Artifact],
+    transport: Transport,
+    board: engines.Board,
+    options: bench.BenchOptions,
+    progress: Progress,
+    power_mode: str | None,
+) -> bench.BenchResult:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        engines.session(transport, board, power_mode=power_mode) as on_board,
+    ):
+        made = [
+            _engine(path, artifact, on_board, Path(folder) / str(number), progress)
+            for number, (path, artifact) in enumerate(zip(paths, artifacts, strict=True))
+        ]
+        with progress.stage(f"Measure {len(made)} engines in turns", engines.rounds(options) * len(made)) as advance:
+            return engines.measure(on_board, made, options, advance=advance)[0]
+
+
+def _engine(path: Path, artifact: Artifact, on_board: engines.Bench, folder: Path, progress: Progress) -> Engine:
+    """The engine in a bundle that is for this board, else one that is built there now."""
+    opened = bundle.read(path)
+    there = bundle.engines_of(opened)
+    for engine in there:
+        if engines.fits(engine, on_board.board, artifact):
+            return engine
+    if there:
+        others = ", ".join(f"TensorRT {engine.tensorrt} on {engine.gpu}" for engine in there)
+        progress.note(f"the engine in {path} is for another board ({others}): one is built for this one")
+    folder.mkdir()
+    on_board.timing_cache = next((e.timing_cache for e in there if e.key == on_board.board.key), None)
+    with progress.stage(f"Build the engine of {path} on {on_board.board.name}"):
+        try:
+            return engines.build(on_board, artifact, folder)
+        except engines.ModelFault as exc:
+            raise exc.error from exc
 
 
 def _artifact(path: Path) -> Artifact:
@@ -61,11 +127,14 @@ def _artifact(path: Path) -> Artifact:
         path_taken=manifest.path_taken,
         size_bytes=manifest.model_file.size_bytes,
         sha256=manifest.model_file.sha256,
+        typed_file=opened.file("typed model") if any(f.role == "typed model" for f in manifest.files) else None,
     )
 
 
-def verify(path: Path, *, on: str = "local") -> VerifyReport:
+def verify(path: Path, *, on: str = "local", progress: Progress | None = None) -> VerifyReport:
     """Check a bundle's hashes, then its golden vectors through the shipped file, here or on the machine at ``on``.
+
+    On a machine with TensorRT, the golden vectors of a bundle for it go through the engine, with a wider tolerance.
 
     The file runs in a process of its own, by our runner and never by the one in the bundle, which is as untrusted as
     the rest. Raises `LimitNotMet` for a difference, `InputError` for what is not a bundle.
@@ -74,10 +143,18 @@ def verify(path: Path, *, on: str = "local") -> VerifyReport:
 
     opened = bundle.read(path)
     files = bundle.check_hashes(opened)
+    golden = opened.manifest.golden
+    artifact, inputs = _artifact(path), opened.file("golden inputs")
     with tempfile.TemporaryDirectory() as folder, open_transport(on) as transport:
         found = Path(folder) / "outputs.npz"
-        bench.run_inputs(_artifact(path), transport, inputs=opened.file("golden inputs"), outputs=found)
+        board = _board(transport, on) if artifact.runtime == "tensorrt" else None
+        if board is None:
+            bench.run_inputs(artifact, transport, inputs=inputs, outputs=found)
+        else:
+            golden = replace(golden, comparison="relative", tolerance=engines.TOLERANCE[artifact.precision])
+            with engines.session(transport, board) as on_board:
+                engine = _engine(path, artifact, on_board, Path(folder) / "engine", progress or Silent())
+                engines.run_inputs(on_board, engine, artifact, inputs=inputs, outputs=found)
         with np.load(opened.file("golden outputs"), allow_pickle=False) as expected, np.load(found) as have:
-            worst = bundle.compare_golden(opened.manifest.golden, dict(expected), dict(have))
-    golden = opened.manifest.golden
+            worst = bundle.compare_golden(golden, dict(expected), dict(have))
     return VerifyReport(files=files, samples=golden.samples, comparison=golden.comparison, largest_error=worst)

@@ -174,6 +174,7 @@ class BuildRequest:
     min_seconds: float = 3.0
     seed: int = 0
     on: str | None = None
+    power_mode: str | None = None
     eval_on_device: int | None = None
     prune: bool = True
     importance: str = "reconstruction"
@@ -231,6 +232,7 @@ class Artifact:
     """The file a runtime made of a model. ``path_taken`` names the lowering (``direct``, ``onnx2tf``, ``onnx``).
 
     ``float_islands`` counts operators left in float inside an INT8 file (``None`` where the notion does not apply);
+    ``typed_file`` is an INT8 graph for TensorRT once more, with float16 as the type of what is not quantized.
     """
 
     runtime: RuntimeName
@@ -243,6 +245,38 @@ class Artifact:
     sha256: str
     float_islands: int | None = None
     notes: tuple[str, ...] = ()
+    typed_file: Path | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLayer:
+    """What one layer of an engine costs: its mean time a run, and its share of the whole."""
+
+    name: str
+    average_ms: float
+    percent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """What TensorRT built of an ONNX file on one board; it works with that ``tensorrt`` on that ``gpu`` only.
+
+    ``key`` names the two in file names. ``source_sha256`` is that of the ONNX file. ``options`` are those of
+    ``trtexec``, without file names. ``timing_cache`` makes the next build on such a board quicker; ``layers`` are the
+    costliest first, and empty where the board did not tell.
+    """
+
+    key: str
+    tensorrt: str
+    gpu: str
+    source_sha256: str
+    file: Path
+    log: Path
+    timing_cache: Path | None
+    layer_info: Path | None
+    options: tuple[str, ...]
+    build_s: float
+    layers: tuple[EngineLayer, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,6 +292,26 @@ class Cluster:
     governor: str | None = None
     min_mhz: float | None = None
     max_mhz: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuState:
+    """A board whose GPU did the work: what it is, how it was set, and what happened while measuring.
+
+    ``clocks_locked`` tells whether the GPU's clock was held (``None``: the board did not tell); ``over_current`` counts
+    the events of its supply's protection meanwhile. ``jetpack`` is ``None`` where the system is unknown.
+    """
+
+    gpu: str
+    tensorrt: str
+    jetpack: str | None = None
+    l4t: str | None = None
+    power_mode: str | None = None
+    clocks_locked: bool | None = None
+    gpu_mhz_before: float | None = None
+    gpu_mhz_after: float | None = None
+    junction_c_highest: float | None = None
+    over_current: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +348,7 @@ class Environment:
     memory_available_bytes_after: int | None = None
     passes: int = 1
     cooled_s: float = 0.0
+    board: GpuState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,11 +453,13 @@ class Parity:
 class Candidate:
     """One plan that was tried: what it made, how fast, how good. ``failure`` tells why there is nothing to choose.
 
-    ``predicted_ms`` is what the table of operators promised of a smaller model before it was timed.
+    ``predicted_ms`` is what the table of operators promised of a smaller model before it was timed. ``engine`` is what
+    the device built of the file.
     """
 
     plan: Plan
     artifact: Artifact | None = None
+    engine: Engine | None = None
     measurement: Measurement | None = None
     accuracy: Accuracy | None = None
     parity: Parity | None = None

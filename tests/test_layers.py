@@ -19,7 +19,7 @@ LAYERS = (
     {"page"},
     {"report"},
     {"search", "bundle", "config", "shrink", "students"},
-    {"tables", "allocation", "operator_times"},
+    {"tables", "allocation", "operator_times", "engines"},
     {"techniques", "lower", "parity", "estimate", "bench", "evaluate", "jetson"},
     {"execute", "model", "graph", "profiles", "calibration", "transport", "tflite_file"},
     {"content", "sandbox", "store", "stats", "progress"},

@@ -1,14 +1,16 @@
 """Measures files on a machine, interleaved, and turns latencies into figures with intervals."""
 
 from edgecompile.bench.files import bare_file
-from edgecompile.bench.measure import BenchOptions, BenchResult, measure
+from edgecompile.bench.measure import BenchOptions, BenchResult, measure, unsteady
 from edgecompile.bench.plot import sustained_svg
 from edgecompile.bench.runner import run_inputs
+from edgecompile.bench.state import Doubt
 from edgecompile.bench.sustained import Sustained, seconds_of, sustained
 
 __all__ = [
     "BenchOptions",
     "BenchResult",
+    "Doubt",
     "Sustained",
     "bare_file",
     "measure",
@@ -16,4 +18,5 @@ __all__ = [
     "seconds_of",
     "sustained",
     "sustained_svg",
+    "unsteady",
 ]

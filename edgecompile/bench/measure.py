@@ -158,7 +158,8 @@ def _doubts_about_file(found: document.Measured, value: stats.Interval, options:
     """Why one file's figures should be doubted."""
     if found.agreed is False:
         yield state.Doubt(words="no two passes agreed within 5 %", grave=True)
-    yield from (state.Doubt(words=words) for words in _unsteady(found, value, options))
+    unsteady_words = unsteady(found.latencies_ms, found.runs, value, options.percentile)
+    yield from (state.Doubt(words=words) for words in unsteady_words)
     heavy = {name: n for name, n in (found.operators.left if found.operators else {}).items() if name in _HEAVY}
     if heavy and found.operators:
         names = ", ".join(f"{count} {name}" for name, count in heavy.items())
@@ -166,15 +167,16 @@ def _doubts_about_file(found: document.Measured, value: stats.Interval, options:
         yield state.Doubt(words=f"the delegate took {delegated} of {total} operators, and not {names}")
 
 
-def _unsteady(found: document.Measured, value: stats.Interval, options: BenchOptions) -> Iterator[str]:
+def unsteady(rounds: Sequence[Sequence[float]], runs: int, value: stats.Interval, percentile: float) -> Iterator[str]:
+    """Why figures that come from these rounds of runs should be doubted, whatever the machine says."""
     import numpy as np
 
-    beyond = found.runs * min(options.percentile, 100.0 - options.percentile) / 100.0
+    beyond = runs * min(percentile, 100.0 - percentile) / 100.0
     if beyond < _RUNS_BEYOND:
-        yield f"{found.runs} runs are too few for the {options.percentile:g}th percentile"
+        yield f"{runs} runs are too few for the {percentile:g}th percentile"
     if value.high - value.low > _WIDE * value.value:
         yield f"the machine is noisy: the interval is {value.low:.3g} to {value.high:.3g} ms"
-    medians = [float(np.median(one)) for one in found.latencies_ms]
+    medians = [float(np.median(one)) for one in rounds]
     third = len(medians) // 3
     if third:
         drift = float(np.median(medians[-third:]) / np.median(medians[:third])) - 1.0

@@ -71,6 +71,7 @@ def build_options(command: F) -> F:
             help="Type of the inputs and outputs of an INT8 file.",
         ),
         click.option("--on", help="Measure there: local, or ssh://user@host[:port]; else estimate for other devices."),
+        click.option("--power-mode", help="Of a Jetson while it is measured: a name or number. Put back afterwards."),
         click.option(
             "--eval-on-device",
             type=positive,

@@ -20,6 +20,7 @@ from edgecompile.cli.common import ON_HELP, PATH, common, face, print_json
 @click.option("--warmup-seconds", type=click.FloatRange(min=0), default=1.0, show_default=True)
 @click.option("--min-runs", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--min-seconds", type=click.FloatRange(min=0), default=3.0, show_default=True)
+@click.option("--power-mode", help="Of a Jetson while it is measured: a name or number. Put back afterwards.")
 @click.option("--json", "as_json", is_flag=True)
 @common
 def bench(
@@ -31,6 +32,7 @@ def bench(
     warmup_seconds: float,
     min_runs: int,
     min_seconds: float,
+    power_mode: str | None,
     as_json: bool,
     quiet: bool,
     verbose: int,
@@ -49,7 +51,7 @@ def bench(
         min_runs=min_runs,
         min_seconds=min_seconds,
     )
-    result = measuring.measure(paths, options, terminal, on=on)
+    result = measuring.measure(paths, options, terminal, on=on, power_mode=power_mode)
     if as_json:
         print_json(to_builtins(result))
     else:
@@ -67,8 +69,7 @@ def verify(path: Path, on: str, as_json: bool, quiet: bool, verbose: int, debug:
     from edgecompile import measuring
     from edgecompile.types import to_builtins
 
-    face(quiet, verbose, debug)
-    result = measuring.verify(path, on=on)
+    result = measuring.verify(path, on=on, progress=face(quiet, verbose, debug))
     if as_json:
         print_json(to_builtins(result))
     else:

@@ -7,6 +7,7 @@ unit and the whole line that it stands in. Times are milliseconds.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,6 +88,14 @@ class LayerTime:
     average_ms: float
     median_ms: float | None
     percent: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """What an engine gave under a name; ``values`` are in the order of rows."""
+
+    shape: tuple[int, ...]
+    values: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +203,25 @@ def run_command(
     if layer_info is not None and capabilities.layer_info:
         command += [f"--exportLayerInfo={layer_info}", "--profilingVerbosity=detailed"]
     return command
+
+
+def infer_command(
+    *,
+    trtexec: str | PurePath,
+    engine: str | PurePath,
+    inputs: Sequence[tuple[str, str | PurePath]],
+    output: str | PurePath,
+) -> list[str]:
+    """The arguments that run ``engine`` once on raw files, one an input by its name, and write what it gives.
+
+    Raises `DeviceError` for a name that ``trtexec`` cannot take.
+    """
+    unusable = next((name for name, _ in inputs if "'" in name), None)
+    if unusable is not None:
+        raise DeviceError(f"trtexec cannot be told of an input named {unusable!r}", remedy="rename it in the model")
+    loads = ",".join(f"'{name}':{path}" for name, path in inputs)
+    once = ["--warmUp=0", "--duration=0", "--iterations=1", "--avgRuns=1"]
+    return [str(trtexec), f"--loadEngine={engine}", f"--loadInputs={loads}", f"--exportOutput={output}", *once]
 
 
 def _measure_flags(capabilities: Capabilities, profiled: bool) -> list[str]:
@@ -328,6 +356,51 @@ def _layer_time(entry: re.Match[str]) -> LayerTime:
         median_ms=None if entry["median"] is None else float(entry["median"]),
         percent=float(entry["percent"]),
     )
+
+
+_OUTPUTS = re.compile(r"\[(.*)\]", re.DOTALL)
+# Names are not escaped: one ends where the dimensions follow.
+_OUTPUT = re.compile(
+    r'\s*(?:, )?\{ "name" : "(?P<name>[^\n]*)"\s*, "dimensions" : "(?P<shape>[\dx]*)"\s*'
+    r', "values" : \[(?P<values>[^\]]*)\]\s*\}'
+)
+_SPECIAL = {"nan": float("nan"), "-nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
+
+
+def parse_outputs(text: str) -> dict[str, Output]:
+    """The tensors in the file of ``--exportOutput``, by name. ``trtexec`` prints six digits of a value.
+
+    The file is no strict JSON: names are not escaped, and values that are not finite are as C++ prints them. Raises
+    `DeviceError` where it is broken or cut.
+    """
+    body = _OUTPUTS.fullmatch(text.strip().replace("\r\n", "\n"))
+    if body is None:
+        raise _broken("outputs", "they are cut off")
+    found: dict[str, Output] = {}
+    at = 0
+    while entry := _OUTPUT.match(body[1], at):
+        if entry["name"] in found:
+            raise _broken("outputs", f"{entry['name'][:40]!r} is there twice")
+        found[entry["name"]] = _output(entry)
+        at = entry.end()
+    if not found or body[1][at:].strip():
+        raise _broken("outputs", f"they cannot be read after {len(found)} tensors")
+    return found
+
+
+def _output(entry: re.Match[str]) -> Output:
+    try:
+        shape = tuple(int(size) for size in entry["shape"].split("x") if entry["shape"])
+        values = tuple(_value(word.strip()) for word in entry["values"].split(",") if entry["values"].strip())
+    except ValueError as exc:
+        raise _broken("outputs", str(exc)) from exc
+    if len(values) != math.prod(shape):
+        raise _broken("outputs", f"{entry['name'][:40]!r} has {len(values)} values for the shape {entry['shape']}")
+    return Output(shape=shape, values=values)
+
+
+def _value(word: str) -> float:
+    return _SPECIAL[word] if word in _SPECIAL else float(word)
 
 
 def parse_layers(text: str) -> tuple[Layer, ...]:

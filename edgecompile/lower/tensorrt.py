@@ -1,24 +1,29 @@
 """The TensorRT runtime as far as this machine goes: a checked ONNX from which the device builds its engine.
 
-FP16 is in the graph; INT8 is explicit quantization (`edgecompile.lower.qdq`) on a float32 graph, whose other layers the
-device builds in FP16.
+FP16 is in the graph. INT8 is explicit quantization (`edgecompile.lower.qdq`) on a float32 graph, whose other layers the
+device builds in FP16. From 10.12 on TensorRT wants its types from the graph, so that the same INT8 graph is written
+once more with these layers in float16, at opset 19, the first whose quantizers take it. What is compared with the
+original is the first: ONNX Runtime's quantizer from float16 cuts off instead of rounding (seen with 1.23).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompile.errors import InputError, UnsupportedModelError
 from edgecompile.lower import base, float16_onnx, onnxruntime, qdq, trt_opset, trt_rules
+from edgecompile.store import write_atomically
 from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
 
 if TYPE_CHECKING:
     import onnx
 
 _PATH = "onnx"
+#: The first opset whose quantizers take float16.
+_TYPED_OPSET = 19
 #: More findings than this are counted, not shown.
 _LISTED = 5
 
@@ -52,15 +57,35 @@ class TensorRT:
         proto, notes = _at_precision(trt_opset.lowered(base.load_onnx(model)), model, plan, samples)
         _checked(proto, model.name)
         data = proto.SerializeToString(deterministic=True)
-        return base.write_artifact(
+        file = workdir / base.file_name(plan, ".onnx")
+        made = base.write_artifact(
             data,
-            workdir / base.file_name(plan, ".onnx"),
+            file,
             plan=plan,
             inputs=tuple(Port(spec=spec, model_name=spec.name) for spec in model.inputs),
             outputs=tuple(Port(spec=spec, model_name=spec.name) for spec in model.outputs),
             path_taken=_PATH,
             notes=(*notes, *_how_it_runs_here(data, model.name)),
         )
+        if plan.precision != "int8":
+            return made
+        twin = file.with_suffix(".typed.onnx")
+        write_atomically(twin, typed(proto, model.name).SerializeToString(deterministic=True))
+        return replace(made, typed_file=twin)
+
+
+def typed(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """An INT8 graph with what is not quantized in float16, inputs and outputs apart: for TensorRT 10.12 and later."""
+    made = float16_onnx.convert(trt_opset.raised(proto, _TYPED_OPSET), name)
+    _checked(made, name)
+    return made
+
+
+def require(artifact: Artifact, version: str) -> None:
+    """Raise `UnsupportedModelError` where a TensorRT would not take a file: its opset is too new, say."""
+    import onnx
+
+    _checked(onnx.load(str(artifact.file)), artifact.file.name, version)
 
 
 def _at_precision(
@@ -92,7 +117,7 @@ def _said_of(made: qdq.Quantized) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _checked(proto: onnx.ModelProto, name: str) -> tuple[str, ...]:
+def _checked(proto: onnx.ModelProto, name: str, version: str | None = None) -> tuple[str, ...]:
     """The hints of `trt_rules` as sentences. Raises `UnsupportedModelError` for its errors and for invalid ONNX."""
     import onnx
 
@@ -100,13 +125,14 @@ def _checked(proto: onnx.ModelProto, name: str) -> tuple[str, ...]:
         onnx.checker.check_model(proto)
     except onnx.checker.ValidationError as exc:
         raise UnsupportedModelError(f"the ONNX of {name} is not valid: {exc}") from exc
-    findings = trt_rules.check(proto)
+    findings = trt_rules.check(proto, version)
     errors = trt_rules.errors(findings)
     if errors:
         shown = "\n".join(f"  {finding}" for finding in errors[:_LISTED])
         more = f"\n  and {len(errors) - _LISTED} more" if len(errors) > _LISTED else ""
+        who = f"TensorRT {version}" if version else "TensorRT"
         raise UnsupportedModelError(
-            f"TensorRT would not build an engine of {name} as it is meant:\n{shown}{more}",
+            f"{who} would not build an engine of {name} as it is meant:\n{shown}{more}",
             remedy="change the model, or use another runtime",
             operators=_operators(proto, errors),
         )

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from edgecompile.errors import UnsupportedModelError
+
 if TYPE_CHECKING:
     import onnx
 
@@ -33,6 +35,24 @@ def lowered(proto: onnx.ModelProto) -> onnx.ModelProto:
             if made is not None:
                 return made
     return proto
+
+
+def raised(proto: onnx.ModelProto, target: int) -> onnx.ModelProto:
+    """The graph at a newer opset, by ONNX's own converter; ``proto`` itself where it is at ``target`` or beyond.
+
+    Raises `UnsupportedModelError` where the converter cannot.
+    """
+    import onnx
+
+    version = next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if version >= target:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, target)
+    except (RuntimeError, onnx.version_converter.ConvertError) as exc:
+        raise UnsupportedModelError(
+            f"the graph cannot be brought to opset {target}: {exc}", remedy=f"export the model with opset {target}"
+        ) from exc
 
 
 def _at(proto: onnx.ModelProto, version: int, target: int) -> onnx.ModelProto | None:

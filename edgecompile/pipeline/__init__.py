@@ -31,7 +31,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
         reference = reference_of(job)
         candidates = lower_all(job, plans)
         require_one(job, candidates)
-        candidates = add_latency(job, candidates)
+        candidates = add_latency(job, candidates, required=True)
         if reference is not None:
             candidates = add_validation(job, candidates, reference)
             candidates += mixed_precision(job, candidates, reference)
@@ -41,9 +41,9 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
             candidates += mixed_precision(job, candidates, reference)
         choice = search.choose(candidates, job.budget)
         result = write_bundle(job, candidates, choice, evaluated(job, choice.candidate))
-    if job.request.on not in (None, "local") and choice.candidate.plan.runtime != "tensorrt":
+    if job.request.on not in (None, "local"):
         with progress.stage("Check the golden vectors on the device"):
-            measuring.verify(request.out, on=job.request.on or "local")
+            measuring.verify(request.out, on=job.request.on or "local", progress=progress)
     return result
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgecompile import bench, bundle, evaluate, execute
+from edgecompile import bench, bundle, engines, evaluate, execute
 from edgecompile.errors import (
     InputError,
 )
@@ -109,7 +109,11 @@ def _on_device(job: Job, chosen: Candidate) -> Accuracy:
         inputs, outputs = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
         bundle.write_arrays(inputs, [execute.to_file_inputs(artifact, s) for s in mine.data.evaluation[:count]])
         with job.transport() as transport:
-            bench.run_inputs(artifact, transport, inputs=inputs, outputs=outputs)
+            if job.board is not None and chosen.engine is not None:
+                with engines.session(transport, job.board) as on_board:
+                    engines.run_inputs(on_board, chosen.engine, artifact, inputs=inputs, outputs=outputs)
+            else:
+                bench.run_inputs(artifact, transport, inputs=inputs, outputs=outputs)
         with np.load(outputs, allow_pickle=False) as stacked:
             given = [{key: stacked[key][i] for key in stacked.files} for i in range(len(samples))]
     results = iter(given)

@@ -18,6 +18,7 @@ from edgecompile import (
     __version__,
     bench,
     calibration,
+    engines,
     graph,
     profiles,
 )
@@ -51,6 +52,7 @@ class Job:
     budget: Budget
     store: Store
     progress: Progress
+    board: engines.Board | None = None
 
     @property
     def here(self) -> bool:
@@ -60,7 +62,8 @@ class Job:
     @property
     def machine(self) -> str:
         """What measurements of the device are known by."""
-        return machine_id() if self.request.on in (None, "local") else digest(self.request.on)
+        found = machine_id() if self.request.on in (None, "local") else digest(self.request.on)
+        return found if self.board is None else digest(found, self.board.key, self.request.power_mode)
 
     def transport(self) -> Transport:
         """The way to the device."""
@@ -85,6 +88,7 @@ def work_folder(request: BuildRequest) -> Iterator[Store]:
 def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
     """Load the profile, the model and the data; fail before any long work on what cannot be built."""
     profile = profiles.load(request.target, content_dir=request.content_dir)
+    board = _board(request, profile, progress)
     with progress.stage("Load the model"):
         model = models.load(
             request.model,
@@ -108,7 +112,28 @@ def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
         budget=_budget(request, profile),
         store=store,
         progress=progress,
+        board=board,
     )
+
+
+def _board(request: BuildRequest, profile: profiles.DeviceProfile, progress: Progress) -> engines.Board | None:
+    """The board that builds and runs engines, where the build has one; asked first, since all the rest takes long."""
+    has_tensorrt = profile.runtime("tensorrt") is not None and request.runtimes in ((), ("tensorrt",))
+    if not has_tensorrt or (request.on is None and not profile.matches_this_machine()):
+        if request.power_mode is not None:
+            raise InputError(
+                "--power-mode is for a Jetson that is measured", remedy="give --target jetson and --on ssh://user@host"
+            )
+        return None
+    with (
+        progress.stage("Ask the board what it is"),
+        open_transport(request.on or "local", waiting=progress.note) as transport,
+    ):
+        board = engines.require(transport)
+    progress.note(f"{board.name}: TensorRT {board.version}, {board.gpu}")
+    if profile.match.boards and not board.name.startswith(profile.match.boards):
+        progress.warn(f"{board.name} is not the board of the profile {profile.name}: estimates are for another one")
+    return board
 
 
 def _input_shapes(request: BuildRequest) -> dict[str, tuple[int, ...]] | tuple[int, ...] | None:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgecompile import bench, estimate, tables
+from edgecompile import bench, engines, estimate, tables
+from edgecompile.errors import EdgecompileError, UnsupportedModelError
+from edgecompile.lower import tensorrt
 from edgecompile.pipeline.conversion import changed
 from edgecompile.pipeline.job import Job, bench_options, versions
 from edgecompile.tables.costs import cost_of
 from edgecompile.types import (
+    Artifact,
     Candidate,
+    Engine,
     Measurement,
     Plan,
     digest,
 )
 
 
-def add_latency(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
+def add_latency(job: Job, candidates: Sequence[Candidate], *, required: bool = False) -> list[Candidate]:
+    """The latency of every file. With ``required``, raises what keeps the only files from becoming engines."""
+    if job.board is not None:
+        candidates = _on_board(job, job.board, candidates, required=required)
     if job.here:
         return _measured(job, candidates)
     job.progress.note(
@@ -45,7 +53,9 @@ class _Measurements:
 
 def _measured(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Measure all files on this machine, interleaved, so that their figures can be compared."""
-    with_files = [c for c in candidates if c.artifact is not None]
+    with_files = [c for c in candidates if c.artifact is not None and not _for_board(job, c)]
+    if not with_files:
+        return list(candidates)
     options = bench_options(job)
     key = digest([c.artifact.sha256 for c in with_files if c.artifact], options, job.machine, versions())
 
@@ -59,7 +69,91 @@ def _measured(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
     by_plan = {c.plan: m for c, m in zip(with_files, measurements, strict=True)}
     for warning in dict.fromkeys(w for m in measurements for w in m.warnings):
         job.progress.warn(warning)
-    return [replace(c, measurement=by_plan.get(c.plan)) for c in candidates]
+    return [replace(c, measurement=by_plan[c.plan]) if c.plan in by_plan else c for c in candidates]
+
+
+# ----------------------------------------------------------------------------------------- engines on a board
+
+
+def _for_board(job: Job, candidate: Candidate) -> bool:
+    return job.board is not None and candidate.plan.runtime == "tensorrt"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OnBoard:
+    """Engines as they were measured, with the times of their layers."""
+
+    items: tuple[Measurement, ...]
+    engines: tuple[Engine, ...]
+
+
+def _on_board(job: Job, board: engines.Board, candidates: Sequence[Candidate], *, required: bool) -> list[Candidate]:
+    """Build the engines that are not there yet, and measure them in turns. One that cannot be built says why."""
+    wanted = [c for c in candidates if c.artifact is not None and c.failure is None and _for_board(job, c)]
+    built: dict[Plan, Engine] = {}
+    faults: dict[Plan, EdgecompileError] = {}
+    with ExitStack() as stack:
+        reach = _reaching(job, board, stack)
+        with job.progress.stage(f"Build {len(wanted)} engines on {board.name}", len(wanted)) as advance:
+            for candidate in wanted:
+                assert candidate.artifact is not None
+                try:
+                    built[candidate.plan] = _engine(job, board, candidate.artifact, reach)
+                except engines.ModelFault as exc:
+                    faults[candidate.plan] = exc.error
+                except UnsupportedModelError as exc:
+                    faults[candidate.plan] = exc
+                advance(1)
+        for plan, fault in faults.items():
+            job.progress.warn(f"{plan.label}: {fault.message}")
+        if faults and not built and required:
+            raise next(iter(faults.values()))
+        found = _measured_engines(job, list(built.values()), reach) if built else _OnBoard(items=(), engines=())
+    for warning in dict.fromkeys(w for m in found.items for w in m.warnings):
+        job.progress.warn(warning)
+    measured = dict(zip(built, zip(found.items, found.engines, strict=True), strict=True))
+    return [_with_engine(c, measured.get(c.plan), faults.get(c.plan)) for c in candidates]
+
+
+def _with_engine(
+    candidate: Candidate, found: tuple[Measurement, Engine] | None, fault: EdgecompileError | None
+) -> Candidate:
+    if fault is not None:
+        return replace(candidate, failure=fault.message)
+    return candidate if found is None else replace(candidate, measurement=found[0], engine=found[1])
+
+
+def _reaching(job: Job, board: engines.Board, stack: ExitStack) -> Callable[[], engines.Bench]:
+    """The board to work on; connected when it is first needed, so that a build that has all its results is not."""
+    opened: list[engines.Bench] = []
+
+    def reach() -> engines.Bench:
+        if not opened:
+            transport = stack.enter_context(job.transport())
+            cache = job.store.root / "timing-caches" / f"{board.key}.cache"
+            session = engines.session(transport, board, power_mode=job.request.power_mode, timing_cache=cache)
+            opened.append(stack.enter_context(session))
+        return opened[0]
+
+    return reach
+
+
+def _engine(job: Job, board: engines.Board, artifact: Artifact, reach: Callable[[], engines.Bench]) -> Engine:
+    tensorrt.require(artifact, str(board.version))
+    key = digest(artifact.sha256, board.key, job.request.power_mode, versions())
+    return job.store.cached("engine", key, Engine, lambda folder: engines.build(reach(), artifact, folder))
+
+
+def _measured_engines(job: Job, made: Sequence[Engine], reach: Callable[[], engines.Bench]) -> _OnBoard:
+    options = bench_options(job)
+    key = digest("engines", [engine.source_sha256 for engine in made], options, job.machine, versions())
+
+    def make(_: Path) -> _OnBoard:
+        with job.progress.stage(f"Measure {len(made)} engines in turns", engines.rounds(options) * len(made)) as step:
+            result, profiled = engines.measure(reach(), made, options, advance=step)
+        return _OnBoard(items=result.measurements, engines=profiled)
+
+    return job.store.cached("measure", key, _OnBoard, make)
 
 
 def tile_of(job: Job, plan: Plan) -> int:
@@ -70,7 +164,8 @@ def tile_of(job: Job, plan: Plan) -> int:
 
 def operator_times(job: Job, plan: Plan, keys: Sequence[tables.OperatorKey]) -> dict[tables.OperatorKey, float]:
     """The milliseconds of single operators at a plan's runtime and precision: measured, or the profile's estimates."""
-    if job.here:
+    # Single operators are no engines: launching them costs more than computing them. Whole ones are measured.
+    if job.here and plan.runtime != "tensorrt":
         with job.transport() as transport:
             return tables.measure(
                 keys,

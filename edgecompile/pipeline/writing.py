@@ -11,6 +11,7 @@ from pathlib import Path
 from edgecompile import (
     __version__,
     bundle,
+    engines,
     execute,
     page,
     search,
@@ -57,6 +58,7 @@ def write_bundle(
         if job.data.class_names:
             writer.add_bytes("labels", ("\n".join(job.data.class_names) + "\n").encode(), "labels.txt")
         bundle.add_runner(writer, artifact.runtime)
+        made = _add_engines(writer, choice.candidate)
         manifest = bundle.Manifest(
             schema_version=bundle.SCHEMA_VERSION,
             edgecompile_version=__version__,
@@ -89,6 +91,7 @@ def write_bundle(
             data=_data_facts(job),
             golden=golden,
             versions=versions(),
+            engines=made,
             files=writer.files,
         )
         writer.add_bytes("page", page.render(manifest).encode(), "report.html")
@@ -126,6 +129,16 @@ def _add_golden(job: Job, writer: bundle.BundleWriter, artifact: Artifact) -> bu
         comparison="exact" if exact else "relative",
         tolerance=0.0 if exact else bundle.GOLDEN_FLOAT_TOLERANCE,
     )
+
+
+def _add_engines(writer: bundle.BundleWriter, chosen: Candidate) -> tuple[bundle.EngineFacts, ...]:
+    """For TensorRT, the engine where a board built one, and what builds it on another."""
+    if chosen.plan.runtime != "tensorrt" or chosen.artifact is None:
+        return ()
+    bundle.add_build_script(writer, chosen.artifact)
+    if chosen.engine is None:
+        return ()
+    return (bundle.add_engine(writer, chosen.engine, engines.layers_json(chosen.engine)),)
 
 
 def _model_facts(job: Job) -> bundle.ModelFacts:

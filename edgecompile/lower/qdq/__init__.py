@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from edgecompile.errors import InputError, UnsupportedModelError
-from edgecompile.lower import base
+from edgecompile.lower import base, trt_opset
 from edgecompile.lower.qdq import insert, ranges
 from edgecompile.lower.qdq.ranges import METHODS, Method
 from edgecompile.types import Arrays
@@ -82,9 +82,8 @@ def prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with every node named, Constant nodes as initializers, at an opset that has scales a channel."""
     import onnx
 
-    version = next(o.version for o in proto.opset_import if o.domain in ("", "ai.onnx"))
     result = onnx.ModelProto()
-    result.CopyFrom(proto if version >= MIN_OPSET else _upgraded(proto))
+    result.CopyFrom(trt_opset.raised(proto, MIN_OPSET))
     graph = result.graph
     taken = {node.name for node in graph.node}
     kept = []
@@ -104,18 +103,6 @@ def prepared(proto: onnx.ModelProto) -> onnx.ModelProto:
     del graph.node[:]
     graph.node.extend(nodes)
     return result
-
-
-def _upgraded(proto: onnx.ModelProto) -> onnx.ModelProto:
-    import onnx
-
-    try:
-        return onnx.version_converter.convert_version(proto, MIN_OPSET)
-    except (RuntimeError, onnx.version_converter.ConvertError) as exc:
-        raise UnsupportedModelError(
-            f"the graph cannot be brought to opset {MIN_OPSET}, which INT8 needs: {exc}",
-            remedy=f"export the model with opset {MIN_OPSET} or newer",
-        ) from exc
 
 
 def _unused(wanted: str, taken: set[str]) -> str:
