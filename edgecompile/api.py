@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 AnyPath: TypeAlias = "str | PathLike[str]"
 Shapes: TypeAlias = "Sequence[int] | Mapping[str, Sequence[int]] | Sequence[tuple[str, Sequence[int]]]"
+#: Choices of a training by name, or as ``KEY=VALUE``: the fields of `edgecompile.techniques.training.TrainingOptions`.
+Choices: TypeAlias = "Mapping[str, str | int | float | bool] | Sequence[str]"
 
 
 class BuildOptions(TypedDict, total=False):
@@ -62,6 +64,7 @@ class BuildOptions(TypedDict, total=False):
     train: bool
     student: bool
     time_limit: float
+    training: Choices
     plan: str | None
     model_license: str | None
     model_source: str | None
@@ -104,16 +107,42 @@ def request(model: str, **options: Unpack[BuildOptions]) -> BuildRequest:
         raise InputError("no target is given", remedy="name a device profile: target='pi4'")
     if given.get("budget_ms") is not None and given.get("use_case") is not None:
         raise InputError("--budget-ms and --use-case both set the budget", remedy="give one of them")
+    _check_training(given)
     given.setdefault("out", Path("out") / given["target"])
     return BuildRequest(model=model, **{_FIELDS.get(name, name): _as_field(name, v) for name, v in given.items()})
+
+
+def _check_training(given: Mapping[str, Any]) -> None:
+    """Raise `InputError` for options that only make sense beside others which are not there."""
+    if given.get("train") and given.get("data") is None:
+        raise InputError("--train has nothing to train on", remedy="give a folder of images with --data")
+    for name in ("student", "training"):
+        if given.get(name) and not given.get("train"):
+            raise InputError(f"--{name} is about training, which was not asked for", remedy="add --train")
 
 
 def _as_field(name: str, value: Any) -> Any:
     if name in _PATHS:
         return None if value is None else Path(value)
+    if name == "training":
+        return _choices(value)
     if name == "input_shape":
         return _shapes(value)
     return tuple(value) if name in ("precision", "resolutions", "runtime") else value
+
+
+def _choices(given: Choices) -> tuple[tuple[str, str | int | float | bool], ...]:
+    """The choices of a training, with the types that they have there. Raises `InputError` for what is none."""
+    if not given:
+        return ()
+    from edgecompile.techniques import training
+
+    if isinstance(given, Mapping):
+        return training.choices(given)
+    broken = [text for text in given if "=" not in text]
+    if broken:
+        raise InputError(f"{broken[0]!r} is no choice of a training", remedy="one looks like loss=dist")
+    return training.choices(dict(text.split("=", 1) for text in given))
 
 
 def _shapes(given: Shapes) -> tuple[tuple[str, tuple[int, ...]], ...]:

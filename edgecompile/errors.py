@@ -69,6 +69,10 @@ class ParityError(UnsupportedModelError):
     """A converted float file computes something else than the original (exit code 5)."""
 
 
+class DivergedError(EdgecompileError):
+    """A training whose loss is no number, also at a lower rate (exit code 1 where nothing else can be done)."""
+
+
 #: Exit code of a build whose budget is only predicted, since no device was measured.
 EXIT_PREDICTED = 6
 #: Exit code after Ctrl-C.

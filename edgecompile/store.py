@@ -27,7 +27,7 @@ T = TypeVar("T")
 _RESULT = "result.json"
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write a file so that it is either whole or absent, also after a crash or a full disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

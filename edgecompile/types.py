@@ -183,6 +183,7 @@ class BuildRequest:
     train: bool = False
     student: bool = False
     time_limit_min: float = 30.0
+    training: tuple[tuple[str, str | int | float | bool], ...] = ()
     plan: str | None = None
     model_license: str | None = None
     model_source: str | None = None

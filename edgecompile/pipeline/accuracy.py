@@ -14,7 +14,7 @@ from edgecompile import bench, bundle, engines, evaluate, execute
 from edgecompile.errors import (
     InputError,
 )
-from edgecompile.pipeline.conversion import changed
+from edgecompile.pipeline.changing import changed
 from edgecompile.pipeline.job import Job, each, versions
 from edgecompile.types import (
     Accuracy,

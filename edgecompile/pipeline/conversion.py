@@ -5,22 +5,20 @@ from __future__ import annotations
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from edgecompile import (
     execute,
-    graph,
     lower,
     parity,
-    techniques,
 )
 from edgecompile.errors import (
     ParityError,
     UnsupportedModelError,
 )
-from edgecompile.pipeline.job import Job, fitting, load_data, some, versions
-from edgecompile.techniques import training
+from edgecompile.pipeline.changing import changed
+from edgecompile.pipeline.job import Job, some, versions
 from edgecompile.types import (
     Arrays,
     Artifact,
@@ -29,7 +27,6 @@ from edgecompile.types import (
     Parity,
     Plan,
     RunFunction,
-    Step,
     digest,
 )
 
@@ -172,40 +169,3 @@ def require_one(job: Job, candidates: Sequence[Candidate]) -> None:
         f"{job.model.name} cannot be lowered for {job.profile.name}: {reasons}",
         remedy="replace the operators named above in the model, or try another target",
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Changed:
-    """What the steps of a plan made, as the work folder keeps it."""
-
-    model: Model
-
-
-def changed(job: Job, plan: Plan) -> Job:
-    """The job with the model that the plan's steps make, and data that fits it."""
-    if not plan.steps:
-        return job
-    first, *rest = plan.steps
-    base = _at_resolution(job, first) if first.technique == "resolution" else job
-    steps = tuple(rest) if base is not job else plan.steps
-    if not steps:
-        return base
-    key = digest("steps", base.model.sha256, steps, base.data.digest, versions())
-
-    def make(folder: Path) -> _Changed:
-        with training.checkpoints_in(job.store.root / "checkpoints"):
-            model = techniques.apply(base.model, steps, fitting(base), folder, job.progress, original=job.model)
-        return _Changed(model=model)
-
-    model = job.store.cached("model", key, _Changed, make).model
-    return replace(base, model=model, costs=graph.operators(model.path))
-
-
-def _at_resolution(job: Job, step: Step) -> Job:
-    """The job with an input of other pixels: the model, and the data read anew."""
-    key = digest("steps", job.model.sha256, step, versions())
-    kept = job.store.cached(
-        "model", key, _Changed, lambda folder: _Changed(model=techniques.apply(job.model, (step,), (), folder))
-    )
-    data = load_data(job.request, kept.model)
-    return replace(job, model=kept.model, data=data, costs=graph.operators(kept.model.path))

@@ -35,9 +35,13 @@ from edgecompile.types import (
     BuildRequest,
     Model,
     OperatorCost,
+    Plan,
     TensorSpec,
     digest,
 )
+
+#: For what depends on a plan's steps alone, whichever runtime it is for.
+ANY = Plan(runtime="tflite", precision="fp32")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from edgecompile import bench, engines, estimate, tables
 from edgecompile.errors import EdgecompileError, UnsupportedModelError
 from edgecompile.lower import tensorrt
-from edgecompile.pipeline.conversion import changed
+from edgecompile.pipeline.changing import changed
 from edgecompile.pipeline.job import Job, bench_options, versions
 from edgecompile.tables.costs import cost_of
 from edgecompile.types import (

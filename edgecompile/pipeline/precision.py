@@ -15,7 +15,7 @@ from edgecompile import evaluate, search, tables
 from edgecompile.errors import UnsupportedModelError
 from edgecompile.lower.qdq import noise
 from edgecompile.pipeline.attempts import attempt
-from edgecompile.pipeline.conversion import changed
+from edgecompile.pipeline.changing import changed
 from edgecompile.pipeline.job import Job, some, versions
 from edgecompile.pipeline.latency import operator_times
 from edgecompile.types import Candidate, Plan, digest

@@ -8,13 +8,10 @@ from dataclasses import replace
 from edgecompile import evaluate, search
 from edgecompile.errors import InputError, UnsupportedModelError
 from edgecompile.pipeline.attempts import attempt, fastest
-from edgecompile.pipeline.conversion import changed
-from edgecompile.pipeline.job import Job
+from edgecompile.pipeline.changing import changed
+from edgecompile.pipeline.job import ANY, Job
 from edgecompile.techniques import resolution
-from edgecompile.types import Candidate, Plan, Step
-
-#: What a resolution is tried on does not depend on the runtime.
-_ANY = Plan(runtime="tflite", precision="fp32")
+from edgecompile.types import Candidate, Step
 
 
 def other_resolutions(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
@@ -44,7 +41,7 @@ def steps(job: Job) -> list[Step]:
         if resolution.size_of(step) == (height, width):
             continue
         try:
-            changed(job, replace(_ANY, steps=(step,)))
+            changed(job, replace(ANY, steps=(step,)))
         except (UnsupportedModelError, InputError) as exc:
             job.progress.warn(f"{size} pixels: {exc.message}")
             continue

@@ -10,7 +10,7 @@ from edgecompile.errors import (
     UnsupportedModelError,
 )
 from edgecompile.pipeline.attempts import attempt
-from edgecompile.pipeline.conversion import changed
+from edgecompile.pipeline.changing import changed
 from edgecompile.pipeline.job import Job, fitting, versions
 from edgecompile.pipeline.latency import operator_times, tile_of
 from edgecompile.types import Candidate, Step, digest

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from edgecompile import evaluate, search, shrink, students, tables
-from edgecompile.errors import UnsupportedModelError
+from edgecompile.errors import DivergedError, UnsupportedModelError
 from edgecompile.pipeline.attempts import attempt, fastest
-from edgecompile.pipeline.conversion import changed
-from edgecompile.pipeline.job import Job, fitting, versions
+from edgecompile.pipeline.changing import changed, trained
+from edgecompile.pipeline.job import ANY, Job, fitting, versions
 from edgecompile.pipeline.latency import operator_times, tile_of
 from edgecompile.techniques import distill, student, training
-from edgecompile.types import Candidate, Step, digest
+from edgecompile.types import Candidate, Plan, Step, digest
 
 #: The share of the time limit that is for training steps; looking at held-back samples takes some, too.
 _SHARE = 0.9
@@ -27,6 +29,7 @@ class _Steps:
     """How many training steps fit in the time limit, as they were counted once: a plan holds counts, never seconds."""
 
     count: int
+    each_s: float
 
 
 def trained_models(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
@@ -62,25 +65,41 @@ def _distilled(job: Job, candidates: Sequence[Candidate], reference: evaluate.Re
     mine = changed(job, plan)
     samples = fitting(mine)
     count = distill.sample_count(mine.model, len(samples))
-    one = distill.step(steps=1, samples=count, seed=job.request.seed)
+    chosen: dict[str, Any] = {"samples": count, "seed": job.request.seed, **dict(job.request.training)}
+    one = distill.step(**{**chosen, "steps": 1})
+    try:
+        steps = _count(job, lambda: distill.seconds_a_step(job.model, mine.model, samples, one), mine.model.sha256, one)
+        if steps is None:
+            return []
+        made = distill.step(**{"steps": steps, **chosen})
+        longer = trained(job, replace(plan, steps=(*plan.steps, made)), 60 * job.request.time_limit_min)
+    except (UnsupportedModelError, DivergedError) as exc:
+        job.progress.warn(f"{plan.label} was not trained: {exc.message}")
+        return []
+    return [attempt(job, longer, reference)]
 
-    def seconds() -> float:
-        return distill.seconds_a_step(job.model, mine.model, samples, one)
 
-    steps = _count(job, seconds, mine.model.sha256, one, 1)
-    made = distill.step(steps=steps, samples=count, seed=job.request.seed)
-    return [attempt(job, replace(plan, steps=(*plan.steps, made)), reference)]
+def _count(job: Job, seconds: Callable[[], float], model: str, one: Step, parts: int = 1) -> int | None:
+    """The steps that fit in a part of the time limit; counted once, so that a resumed build trains the same.
 
-
-def _count(job: Job, seconds: Callable[[], float], model: str, one: Step, parts: int) -> int:
-    """The steps that fit in a part of the time limit; counted once, so that a resumed build trains the same."""
+    ``None``, and a warning, where not even one fits.
+    """
     limit_s = 60 * job.request.time_limit_min / parts
     key = digest("training", job.model.sha256, model, one, limit_s, versions())
 
     def make(_: Path) -> _Steps:
-        return _Steps(count=max(1, round(_SHARE * limit_s / seconds())))
+        with job.progress.stage("Time a training step"):
+            each_s = seconds()
+        return _Steps(count=math.floor(_SHARE * limit_s / each_s), each_s=each_s)
 
-    return job.store.cached("training", key, _Steps, make).count
+    found = job.store.cached("training", key, _Steps, make)
+    if found.count:
+        return found.count
+    job.progress.warn(
+        f"nothing is trained: one training step takes {found.each_s:.2g} s, which --time-limit "
+        f"{job.request.time_limit_min:g} (minutes) does not leave room for"
+    )
+    return None
 
 
 def _students(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
@@ -101,13 +120,28 @@ def _students(job: Job, candidates: Sequence[Candidate], reference: evaluate.Ref
     count = distill.sample_count(job.model, len(samples))
     found: list[Candidate] = []
     for one in chosen:
-        step = student.step(one.architecture, steps=1, samples=count, seed=job.request.seed)
-        steps = _count(job, lambda step=step: student.seconds_a_step(job.model, samples, step), "", step, len(chosen))  # type: ignore[misc]
-        made = student.step(one.architecture, steps=steps, samples=count, seed=job.request.seed)
+        plan = _trained_student(job, one.architecture, count, len(chosen))
+        if plan is None:
+            break
         for base in fastest(candidates):
-            candidate = attempt(job, replace(base.plan, steps=(made,)), reference)
+            candidate = attempt(job, replace(base.plan, steps=plan.steps), reference)
             found.append(replace(candidate, predicted_ms=one.predicted_ms))
     return found
+
+
+def _trained_student(job: Job, architecture: student.Architecture, count: int, parts: int) -> Plan | None:
+    """The plan of one student, trained for its part of the time limit; ``None``, and a warning, where it is not."""
+    samples = fitting(job)
+    step = student.step(architecture, steps=1, samples=count, seed=job.request.seed)
+    steps = _count(job, lambda: student.seconds_a_step(job.model, samples, step), "", step, parts)
+    if steps is None:
+        return None
+    made = student.step(architecture, steps=steps, samples=count, seed=job.request.seed)
+    try:
+        return trained(job, replace(ANY, steps=(made,)), 60 * job.request.time_limit_min / parts)
+    except DivergedError as exc:
+        job.progress.warn(f"the student {architecture.code} was not trained: {exc.message}")
+        return None
 
 
 def _ranked(job: Job, candidates: Sequence[Candidate]) -> tuple[students.Ranked, ...]:

@@ -21,7 +21,7 @@ from edgecompile.errors import (
     LimitNotMet,
 )
 from edgecompile.pipeline.accuracy import Evaluation
-from edgecompile.pipeline.conversion import changed
+from edgecompile.pipeline.changing import changed
 from edgecompile.pipeline.job import Job, some, versions
 from edgecompile.types import (
     Accuracy,

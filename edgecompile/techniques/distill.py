@@ -86,7 +86,7 @@ def apply(
     count = min(len(samples), options.samples)
     large, small = onnx.load(str(original.path)), onnx.load(str(model.path))
     teacher, student = _resized(from_onnx(large), original, model), from_onnx(small)
-    identity = f"{original.sha256} {model.sha256}"
+    identity, watch = f"{original.sha256} {model.sha256}", training.watch()
     outcome = training.train(
         teacher,
         student,
@@ -96,8 +96,10 @@ def apply(
         checkpoint=training.checkpoint_file(training.file_key(options, identity)),
         progress=progress,
         features=_features(large, small, options),
+        stop=watch.asked,
         identity=identity,
     )
+    watch.steps = outcome.steps
     for note in outcome.notes:
         progress.note(note)
     said = f"distilled: its loss fell from {outcome.before:.3g} to {outcome.after:.3g}"

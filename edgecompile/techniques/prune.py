@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgecompile.errors import EdgecompileError, InputError
+from edgecompile.errors import InputError, UnsupportedModelError
 from edgecompile.techniques import channel_rules
 from edgecompile.techniques.channels import Channels, Group, Shape, removed_units
 
@@ -200,7 +200,9 @@ def _checked(model: onnx.ModelProto) -> onnx.ModelProto:
         inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, check_type=True)
         onnx.checker.check_model(inferred)
     except (onnx.shape_inference.InferenceError, onnx.checker.ValidationError) as exc:
-        raise EdgecompileError(f"the pruned graph does not fit together: {exc}") from exc
+        raise UnsupportedModelError(
+            f"the pruned graph does not fit together: {exc}", remedy="build without pruning (--no-prune)"
+        ) from exc
     return inferred
 
 

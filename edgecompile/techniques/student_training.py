@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompile.errors import EdgecompileError
+from edgecompile.errors import DivergedError
 from edgecompile.techniques.student_net import StudentNet
 from edgecompile.techniques.torch_call import torch
 
@@ -56,7 +56,7 @@ class Trainer:
     checkpoint: Path | None = None
 
     def run(self, advance: Callable[[int], None]) -> float:
-        """Train; the mean loss of the last steps. Raises `EdgecompileError` where training diverges."""
+        """Train; the mean loss of the last steps. Raises `DivergedError` where training diverges."""
         options = self.options
         generator = torch.Generator().manual_seed(options.seed)
         self.student.to(self.device).train()
@@ -94,7 +94,7 @@ class Trainer:
         optimizer.step()
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise EdgecompileError(f"training diverged: its loss is {value}", remedy="give a lower learning rate")
+            raise DivergedError(f"training diverged: its loss is {value}", remedy="give a lower learning rate")
         return value
 
     def _changed(self, batch: Tensor, generator: Any) -> tuple[Tensor, Tensor, Tensor]:

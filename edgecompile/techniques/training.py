@@ -11,17 +11,20 @@ A checkpoint makes a killed training go on, on the CPU to the very same weights.
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecompile.errors import EdgecompileError, InputError
+from edgecompile.errors import DivergedError, InputError
 from edgecompile.progress import Progress, Silent
+from edgecompile.store import write_atomically
 from edgecompile.techniques import losses, training_data
+from edgecompile.types import Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,6 +86,36 @@ class TrainingOptions:
         return frozenset() if self.augment == "none" else frozenset(self.augment.split("+"))
 
 
+#: What a training is told by others: how far it came, its random numbers, and how many samples there are.
+_NOT_CHOSEN = ("cut", "samples", "seed")
+
+
+def choices(given: Mapping[str, str | int | float | bool]) -> tuple[tuple[str, str | int | float | bool], ...]:
+    """Fields of `TrainingOptions` by name, in order, text turned into what the field is. Raises `InputError`."""
+    known = {f.name: str(f.type) for f in fields(TrainingOptions) if f.name not in _NOT_CHOSEN}
+    found: dict[str, str | int | float | bool] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"a training has no choice {name!r}", remedy=f"known: {', '.join(known)}")
+        try:
+            found[name] = _typed(value, known[name])
+        except ValueError as exc:
+            raise InputError(f"{name} = {value!r} of a training is no {known[name]}", remedy="give another") from exc
+    TrainingOptions(**({"steps": 1, "samples": 4} | found))  # type: ignore[arg-type]
+    return tuple(sorted(found.items()))
+
+
+def _typed(value: str | int | float | bool, kind: str) -> str | int | float | bool:
+    if kind == "bool":
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        if str(value).lower() not in words:
+            raise ValueError
+        return words[str(value).lower()]
+    if kind == "str":
+        return str(value)
+    return float(value) if kind == "float" else int(value)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """Losses on held-back samples before and after, the steps done, and what the user should know."""
@@ -111,11 +144,12 @@ def train(
 
     Both modules map input tensors by name to output tensors by name. ``stacks`` are inputs by name with the N samples
     on axis 0, ``labels`` N class numbers. ``features`` names a tensor of the teacher and one of the student, which both
-    modules then give when called with ``collect=(name,)``. ``stop`` is asked before every step. A ``checkpoint`` of
-    another training (by options, weights, data and ``identity``) is ignored; it is removed at the end. ``device`` is
-    CUDA where there is one, then in bfloat16 or float16.
+    modules then give when called with ``collect=(name,)``. ``stop`` is asked before every step but the first. A
+    ``checkpoint`` of another training (by options, weights, data and ``identity``) is ignored; the last one stays, for
+    the caller to remove when what was trained is safe. ``device`` is CUDA where there is one, then in bfloat16 or
+    float16.
 
-    Raises `InputError` where the loss needs a teacher or labels that are not there, and `EdgecompileError` where
+    Raises `InputError` where the loss needs a teacher or labels that are not there, and `DivergedError` where
     training diverges at half and at a quarter of the rate too.
     """
     import torch
@@ -163,6 +197,47 @@ def checkpoints_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         _CHECKPOINTS.reset(token)
+
+
+@dataclass(slots=True, kw_only=True)
+class Watch:
+    """Who ends a technique's training early, and how far it came: ``steps`` is 0 until it has ended.
+
+    ``stopped`` says whether it ended because ``stop`` asked for it, and not at its last step.
+    """
+
+    stop: Callable[[], bool]
+    steps: int = 0
+    stopped: bool = False
+
+    def asked(self) -> bool:
+        """What ``stop`` says, noted down."""
+        self.stopped = self.stop()
+        return self.stopped
+
+
+_WATCH: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextmanager
+def watched(stop: Callable[[], bool]) -> Iterator[Watch]:
+    """Within this, the training of a technique asks ``stop`` before every step but its first."""
+    watch = Watch(stop=stop)
+    token = _WATCH.set(watch)
+    try:
+        yield watch
+    finally:
+        _WATCH.reset(token)
+
+
+def watch() -> Watch:
+    """What watches over the training that a technique is about to begin; nobody stops it outside of `watched`."""
+    return _WATCH.get() or Watch(stop=lambda: False)
+
+
+def cut(step: Step, steps: int) -> Step:
+    """The step of a training that ends after so many of its steps, as one that was stopped there did."""
+    return replace(step, options=tuple(sorted([*(o for o in step.options if o[0] != "cut"), ("cut", steps)])))
 
 
 def checkpoint_file(key: str) -> Path | None:
@@ -310,7 +385,7 @@ class _Trainer:
         last = min(options.steps, options.cut or options.steps)
         every = max(1, options.steps // _CHECKS)
         while self.done < last and not self._gave_up():
-            stopped = stop()
+            stopped = self.done > 0 and stop()
             healthy = stopped or self._advance_one()
             if healthy and not stopped:
                 advance(1)
@@ -441,11 +516,11 @@ class _Trainer:
         return 0 < self.options.patience <= self.in_vain
 
     def _go_back(self) -> None:
-        """To the last good point, with half the rate. Raises `EdgecompileError` when that was done twice."""
+        """To the last good point, with half the rate. Raises `DivergedError` when that was done twice."""
         rate = self.options.rate * self.factor
         step = self.done + 1
         if len(self.notes) >= _HALVINGS or not self.good or not math.isfinite(self.before):
-            raise EdgecompileError(
+            raise DivergedError(
                 f"training diverged at step {step} with a rate of {rate:g}",
                 remedy="give a lower learning rate, look for values that are not numbers in the data, or leave it out",
             )
@@ -457,8 +532,6 @@ class _Trainer:
     def _finished(self) -> Outcome:
         self.student.load_state_dict(self.kept)
         self.student.to("cpu").eval()
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
         return Outcome(before=self.before, after=self.best, steps=self.done, notes=tuple(self.notes))
 
     # ------------------------------------------------------------------------------------------------ checkpoints
@@ -484,9 +557,10 @@ class _Trainer:
         self.good = self._snapshot()
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = self.file.with_name(f".{self.file.name}.tmp")
-            torch.save(self.good, temporary)
-            temporary.replace(self.file)
+            # Through memory, since torch itself tells of a full disk by an internal fault.
+            written = io.BytesIO()
+            torch.save(self.good, written)
+            write_atomically(self.file, written.getbuffer())
 
     def _restore(self, snapshot: Mapping[str, Any]) -> None:
         import torch
@@ -561,6 +635,6 @@ def _key(
 
 
 __all__ = [
-    "LOSSES", "Outcome", "TrainingOptions", "check_teacher", "checkpoint_file", "checkpoints_in", "file_key",
-    "missing_classes", "schedule", "seconds", "train",
+    "LOSSES", "Outcome", "TrainingOptions", "Watch", "check_teacher", "checkpoint_file", "checkpoints_in", "choices",
+    "cut", "file_key", "missing_classes", "schedule", "seconds", "train", "watch", "watched",
 ]  # fmt: skip
