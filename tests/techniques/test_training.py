@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from edgecompile.errors import EdgecompileError, InputError
 from edgecompile.techniques import features, losses, training, training_data
 from edgecompile.techniques.training import TrainingOptions
+from edgecompile.types import Step
 
 
 class Killed(Exception):
@@ -125,7 +127,12 @@ def test_a_killed_training_goes_on_to_the_same_weights(
     parts = Net(8, seed=2)
     assert training.train(teacher, parts, stacks, options, checkpoint=file, **common) == first
     assert _same(whole, parts)
-    assert list(file.parent.iterdir()) == []
+    assert torch.load(file, weights_only=True)["done"] == 36, (
+        "the last checkpoint stays, for whoever must keep the model"
+    )
+    begun = Net(8, seed=2)
+    assert training.train(teacher, begun, stacks, options, checkpoint=file, **common) == first
+    assert _same(whole, begun)
 
 
 def test_a_foreign_or_broken_checkpoint_is_ignored(teacher: Net, stacks: dict[str, Tensor], tmp_path: Path) -> None:
@@ -143,7 +150,7 @@ def test_a_foreign_or_broken_checkpoint_is_ignored(teacher: Net, stacks: dict[st
 
 
 def test_a_stopped_training_is_cut_and_can_be_repeated(teacher: Net, stacks: dict[str, Tensor]) -> None:
-    stopped, again, answers = Net(8, seed=2), Net(8, seed=2), iter([False] * 22 + [True])
+    stopped, again, answers = Net(8, seed=2), Net(8, seed=2), iter([False] * 21 + [True])
     found = training.train(teacher, stopped, stacks, _options(), stop=lambda: next(answers))
     assert found.steps == 22
     assert training.train(teacher, again, stacks, _options(cut=found.steps)) == found
@@ -275,3 +282,43 @@ def test_a_checkpoint_has_a_place_only_where_one_is_given(tmp_path: Path) -> Non
     with training.checkpoints_in(tmp_path):
         assert training.checkpoint_file("a" * 64) == tmp_path / ("a" * 32 + ".pt")
     assert training.checkpoint_file("a" * 64) is None
+
+
+def test_a_watched_training_says_where_it_was_stopped() -> None:
+    with training.watched(lambda: True) as watch:
+        assert training.watch() is watch
+        assert watch.asked()
+    assert watch.stopped
+    assert not training.watch().asked()
+    step = Step(technique="distill", options=(("cut", 9), ("steps", 50)))
+    assert training.cut(step, 7).options == (("cut", 7), ("steps", 50))
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"loss": "dist", "steps": "50"}, (("loss", "dist"), ("steps", 50))),
+        ({"rate": "1e-3", "label_weight": 1}, (("label_weight", 1.0), ("rate", 1e-3))),
+        ({}, ()),
+    ],
+)
+def test_choices_have_the_types_of_the_options(given: dict[str, str], found: tuple[object, ...]) -> None:
+    assert training.choices(given) == found
+
+
+@pytest.mark.parametrize("given", [{"los": "kl"}, {"loss": "mse"}, {"steps": "many"}, {"seed": "1"}, {"cut": "3"}])
+def test_choices_that_are_none_are_refused(given: dict[str, str]) -> None:
+    with pytest.raises(InputError):
+        training.choices(given)
+
+
+def test_a_full_disk_is_told_as_what_it_is(
+    teacher: Net, stacks: dict[str, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(training, "write_atomically", full)
+    with pytest.raises(OSError) as caught:
+        training.train(teacher, Net(8, seed=2), stacks, _options(steps=4), checkpoint=tmp_path / "one.pt")
+    assert caught.value.errno == errno.ENOSPC
