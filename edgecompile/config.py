@@ -34,7 +34,10 @@ class ProjectConfig:
 
 
 def load(path: Path, *, known: Collection[str], forbidden: Collection[str] = ("trust",)) -> ProjectConfig:
-    """Read an ``edgecompile.toml`` that may have the keys ``known``. Raises `InputError` naming file and key."""
+    """Read an ``edgecompile.toml`` that may have the keys ``known`` and must not have those ``forbidden``.
+
+    Raises `InputError` naming file and key.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as exc:
@@ -54,8 +57,9 @@ def load(path: Path, *, known: Collection[str], forbidden: Collection[str] = ("t
 
 def _check_key(path: Path, where: str, key: str, known: Collection[str], forbidden: Collection[str]) -> None:
     if key in forbidden:
+        option = f"--{key.replace('_', '-')}"
         raise InputError(
-            f"{path}: {where}{key!r} cannot be set in a file", remedy=f"give --{key} on the command line, each time"
+            f"{path}: {where}{key!r} cannot be set in a file", remedy=f"give {option} on the command line, each time"
         )
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
@@ -77,8 +81,8 @@ TEMPLATE = """\
 # Device profiles: `edgecompile devices` lists them.
 target = {target}
 
-# The largest accuracy drop, in percentage points against the original.
-max_drop = 1.0
+# The largest accuracy drop, in percentage points against the original. It needs data.
+{max_drop}
 
 # Latency budgets, by device. Without one, the device's own default is used.
 {budgets}
@@ -108,6 +112,7 @@ def template(
         data=line("data", data, "images/"),
         eval=line("eval", evaluation, "test/"),
         preset=line("preset", preset, "imagenet"),
+        max_drop="max_drop = 1.0" if data is not None else "# max_drop = 1.0",
         target=f"[{', '.join(_quote(name) for name in targets)}]",
         budgets=budgets,
     )

@@ -58,7 +58,7 @@ def measure(
                 "engines and files of other runtimes cannot take turns", remedy="measure them one after the other"
             )
         if board is None:
-            with progress.stage(f"Measure {len(artifacts)} files, interleaved"):
+            with progress.stage(options.title(len(artifacts))):
                 result = bench.measure(artifacts, transport, options)
         else:
             result = _on_board(paths, artifacts, transport, board, options, progress, power_mode)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from dataclasses import dataclass
 from html import escape
@@ -14,7 +15,7 @@ _WORDS = {
     "predicted": "Budget predicted, not measured",
     "not met": "Budget not met",
 }
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 320, 64, 24, 28, 48
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 320, 64, 64, 28, 48
 
 _STYLE = """
 :root { --ink: #1c2126; --soft: #5c6873; --line: #d9dee3; --paper: #ffffff; --card: #f5f7f9; --ok: #1a7f4b; --maybe: #9a6700;
@@ -28,13 +29,17 @@ h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 18px; margin: 36px 0 8px
 .soft { color: var(--soft) } .met { color: var(--ok) } .predicted { color: var(--maybe) } .not-met { color: var(--no) }
 .verdict { background: var(--card); border-left: 4px solid currentColor; padding: 12px 16px; margin: 20px 0; border-radius: 4px }
 .verdict b { display: block } .verdict span { color: var(--ink) }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px }
-.facts div { background: var(--card); border-radius: 4px; padding: 10px 14px } .facts b { display: block; font-size: 20px }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px }
+.facts div { background: var(--card); border-radius: 4px; padding: 10px 12px; line-height: 1.35 }
+.facts b { display: block; font-size: 18px; white-space: nowrap } .facts .soft { font-size: 14px }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 14px }
 th, td { text-align: left; padding: 6px 12px 6px 0; border-bottom: 1px solid var(--line); vertical-align: top }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap } tr.chosen { font-weight: 600 }
-svg { width: 100%; height: auto } svg text { fill: var(--soft); font: 12px system-ui, sans-serif }
-svg .label { fill: var(--ink) } code { font-size: 13px; overflow-wrap: anywhere }
+td:first-child { white-space: nowrap } td:last-child { min-width: 120px } ul.doubts { color: var(--maybe); padding-left: 20px }
+svg { width: 100%; min-width: 560px; height: auto } svg text { fill: var(--soft); font: 12px system-ui, sans-serif }
+svg .label { fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 4px; stroke-linejoin: round }
+@media (max-width: 480px) { body { padding: 20px 16px 40px } .facts div:last-child:nth-child(odd) { grid-column: span 2 } }
+code { font-size: 13px; overflow-wrap: anywhere }
 """
 
 
@@ -47,15 +52,16 @@ def render(manifest: Manifest) -> str:
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(manifest.model.name)} for {escape(manifest.target)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(manifest.model.name)} for {escape(manifest.target)}</h1>
-<p class="soft">{escape(manifest.created)}, edgecompile {escape(manifest.edgecompile_version)}</p>
+<p class="soft">{escape(_date(manifest.created))}, edgecompile {escape(manifest.edgecompile_version)}</p>
 <div class="verdict {state}"><b>{_WORDS[verdict.status]}</b><span>{escape(verdict.text)}{hints}</span></div>
 <div class="facts">{_facts(manifest)}</div>
 <h2>What was tried</h2>
-{_plot(manifest)}
+<div class="scroll">{_plot(manifest)}</div>
 <div class="scroll">{_table(manifest)}</div>
 <p class="soft">{escape(_accuracy_words(manifest))}</p>
 <h2>How it was measured</h2>
 <p>{escape(_measured_words(manifest))}</p>
+{_doubts(manifest)}
 <h2>Inputs and outputs</h2>
 <div class="scroll">{_ports(manifest)}</div>
 <h2>The model</h2>
@@ -63,6 +69,15 @@ def render(manifest: Manifest) -> str:
 <p class="soft"><code>{escape(" ".join(manifest.command_line))}</code></p>
 </body></html>
 """
+
+
+def _date(created: str) -> str:
+    """``2026-11-26T19:29:24+00:00`` as ``26 November 2026, 19:29 UTC``; what is no date stays as it is."""
+    try:
+        when = datetime.datetime.fromisoformat(created).astimezone(datetime.UTC)
+    except ValueError:
+        return created
+    return f"{when.day} {when:%B %Y, %H:%M} UTC"
 
 
 def _facts(manifest: Manifest) -> str:
@@ -73,13 +88,16 @@ def _facts(manifest: Manifest) -> str:
             f"{'~' if m.provenance == 'estimated' else ''}{report.milliseconds(m.value_ms)} ms",
             f"p{m.percentile:g} latency",
         ),
-        (f"{report.milliseconds(manifest.budget.latency_ms)} ms", "budget"),
+        (f"{manifest.budget.latency_ms:g} ms", "budget"),
         (report.size(chosen.size_bytes), chosen.label),
     ]
     if manifest.accuracy is not None:
         facts.append((report.accuracy(manifest.accuracy), f"{manifest.accuracy.metric}, shipped file"))
     if manifest.accuracy is not None and manifest.accuracy.drop is not None:
-        facts.append((report.drop(manifest.accuracy), "drop in points"))
+        lost = manifest.accuracy.drop
+        words = ("points gained", report.drop(manifest.accuracy).lstrip("-")) if lost < 0 else None
+        name, value = words or ("points lost", report.drop(manifest.accuracy).lstrip("+"))
+        facts.append((value, name))
     return "".join(f"<div><b>{escape(value)}</b><span class=soft>{escape(name)}</span></div>" for value, name in facts)
 
 
@@ -104,19 +122,22 @@ def _measured_words(manifest: Manifest) -> str:
     if env is not None:
         words += f" ({env.cpu_model or env.machine}, {env.cores} cores, Linux {env.kernel}), load {env.load_before:.2f} before "
         words += f"and {env.load_after:.2f} after"
-    words += (
-        f"; {m.runtime} {m.runtime_version}, {m.threads} thread(s), {m.runs} runs in rounds interleaved with the other "
-    )
-    words += "candidates, after a warm-up. Intervals are at 95 %, by a block bootstrap over runs."
-    if m.warnings:
-        words += " " + " ".join(m.warnings)
-    return words
+    words += f"; {m.runtime} {m.runtime_version}, {m.threads} thread{'s' if m.threads > 1 else ''}, {m.runs} runs in rounds interleaved with the other "
+    return words + "candidates, after a warm-up. Intervals are at 95 %, by a block bootstrap over runs."
+
+
+def _doubts(manifest: Manifest) -> str:
+    """What speaks against the latency, one line each."""
+    items = "".join(f"<li>{escape(words)}</li>" for words in manifest.measurement.warnings)
+    return f'<ul class="doubts">{items}</ul>' if items else ""
 
 
 def _model_words(manifest: Manifest) -> str:
     model = manifest.model
-    words = f"{model.source} ({model.kind}), {report.count(model.parameters)} parameters, {report.count(model.macs)} "
-    words += f"multiply-accumulates, SHA-256 {model.sha256[:16]}..."
+    words = (
+        f"{model.source} ({model.kind}; SHA-256 {model.sha256[:16]}...), {report.count(model.parameters)} parameters, "
+    )
+    words += f"{report.count(model.macs)} multiply-accumulates"
     for name, value in (("licence", model.license), ("source", model.source_url)):
         words += f", {name} {value}" if value else ""
     return words + "." + "".join(f" {note}." for note in model.notes)
@@ -124,8 +145,11 @@ def _model_words(manifest: Manifest) -> str:
 
 def _table(manifest: Manifest) -> str:
     metric = next((c.validation.metric for c in manifest.candidates if c.validation), "accuracy")
-    heads = ("candidate", "n:size", "n:latency, ms", f"n:{metric}", "n:drop", "verdict")
+    heads = ("candidate", "n:size", "n:latency, ms [95 %]", f"n:{metric}", "n:drop", "verdict")
     rows = [_tr([_cell(c, "th") for c in heads])]
+    own = report.original_on_validation(manifest)
+    if own is not None:
+        rows.append(_tr([_cell(c) for c in ("original", "n:", "n:", f"n:{own:.2f} %", "n:", "")], style="soft"))
     for c in manifest.candidates:
         steps = ", ".join(step.technique for step in c.plan.steps)
         cells = (
@@ -136,7 +160,7 @@ def _table(manifest: Manifest) -> str:
             f"n:{report.drop(c.validation)}",
             c.verdict,
         )
-        rows.append(_tr([_cell(cell) for cell in cells], chosen=c.plan == manifest.plan))
+        rows.append(_tr([_cell(cell) for cell in cells], style="chosen" if c.plan == manifest.plan else ""))
     return f"<table>{''.join(rows)}</table>"
 
 
@@ -159,8 +183,8 @@ def _cell(text: str, tag: str = "td") -> str:
     return f"<{tag}{attribute}>{escape(text.removeprefix('n:') if numeric else text)}</{tag}>"
 
 
-def _tr(cells: list[str], *, chosen: bool = False) -> str:
-    attribute = ' class="chosen"' if chosen else ""
+def _tr(cells: list[str], *, style: str = "") -> str:
+    attribute = f' class="{style}"' if style else ""
     return f"<tr{attribute}>{''.join(cells)}</tr>"
 
 
@@ -190,18 +214,21 @@ def _plot(manifest: Manifest) -> str:
     shown = [c for c in manifest.candidates if c.measurement and c.validation]
     if not shown:
         return ""
-    scale = _scale(shown, manifest.budget.latency_ms)
+    own = report.original_on_validation(manifest)
+    scale = _scale(shown, manifest.budget.latency_ms, own)
     metric = shown[0].validation.metric if shown[0].validation else ""
     marks = "".join(_mark(c, scale, chosen=c.plan == manifest.plan) for c in shown)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Latency against {escape(metric)} of each candidate">'
-        f"{_axes(scale, metric)}{_budget_line(scale, manifest.budget.latency_ms)}{marks}{_labels(shown, scale)}</svg>"
+        f"{_axes(scale, metric)}{_budget_line(scale, manifest.budget.latency_ms)}{_original_line(scale, own)}{marks}"
+        f"{_labels(shown, scale)}</svg>"
     )
 
 
-def _scale(shown: list[TriedCandidate], budget_ms: float) -> _Scale:
+def _scale(shown: list[TriedCandidate], budget_ms: float, original: float | None) -> _Scale:
     times = [budget_ms] + [t for c in shown if (m := c.measurement) for t in (m.ci_low_ms, m.ci_high_ms)]
     values = [v for c in shown if (a := c.validation) for v in (a.ci_low, a.ci_high)]
+    values += [original] if original is not None else []
     margin = max(0.5, 0.08 * (max(values) - min(values)))
     top = max(values) + margin
     percent = shown[0].validation is not None and shown[0].validation.unit == "%"
@@ -251,6 +278,17 @@ def _budget_line(scale: _Scale, budget_ms: float) -> str:
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="var(--accent)" stroke-width="2" '
         f'stroke-dasharray="6 4"/><text x="{x - 6:.1f}" y="{_HEIGHT - _BOTTOM - 8}" text-anchor="end" '
         f'style="fill: var(--accent)">budget</text>'
+    )
+
+
+def _original_line(scale: _Scale, original: float | None) -> str:
+    """A line at the original's accuracy, which every candidate is compared with."""
+    if original is None:
+        return ""
+    y = scale.y(original)
+    return (
+        f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--soft)" stroke-dasharray="2 3"/>'
+        f'<text x="{_WIDTH - _RIGHT + 6}" y="{y + 4:.1f}">original</text>'
     )
 
 

@@ -6,7 +6,8 @@ Colour and drawing follow rich's rules: none with ``NO_COLOR``, plain lines wher
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Collection, Iterator, Sequence
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
@@ -72,6 +73,11 @@ class Face:
     def warn(self, text: str) -> None:
         self.err.print(Text.assemble(("warning: ", "yellow"), plain(text)))
 
+    def gap(self) -> None:
+        """An empty line between what was done and what came of it, where somebody looks at both."""
+        if self.err.is_terminal and not self._quiet:
+            self.err.print()
+
     def print(self, *renderables: RenderableType) -> None:
         for renderable in renderables:
             self.out.print(renderable)
@@ -81,11 +87,11 @@ class Face:
 
 
 def milliseconds(value: float) -> str:
-    """Three significant digits, never an exponent: ``0.123``, ``4.56``, ``78.9``, ``1234``."""
-    if value >= 100:
-        return f"{value:.0f}"
-    digits = 2 if value >= 1 else 3
-    return f"{value:.1f}" if value >= 10 else f"{value:.{digits}f}"
+    """Three significant digits, never an exponent: ``0.00407``, ``0.123``, ``4.56``, ``78.9``, ``1234``."""
+    if value <= 0:
+        return "0"
+    digits = 2 - math.floor(math.log10(value))
+    return f"{value:.{min(max(digits, 0), 6)}f}"
 
 
 def latency(measurement: Measurement | None) -> str:
@@ -176,9 +182,9 @@ def candidates(manifest: Manifest) -> Table:
         right=("size", p, metric + unit, "drop"),
         fixed=("candidate", "size", p, "95 %"),
     )
-    if manifest.original_accuracy is not None:
-        own = _bare(manifest.original_accuracy)
-        made.add_row("original", "", "", "", own, "", Text("evaluation", style="dim"))
+    own = original_on_validation(manifest)
+    if own is not None:
+        made.add_row("original", "", "", "", f"{own:.2f}", "", "", style="dim")
     for candidate in manifest.candidates:
         made.add_row(*_row(candidate), style="bold" if candidate.plan == manifest.plan else None)
     changed = [c for c in manifest.candidates if c.plan.steps]
@@ -186,6 +192,12 @@ def candidates(manifest: Manifest) -> Table:
         lines = [f"{c.label}: {', '.join(step.technique for step in c.plan.steps)}" for c in changed]
         made.caption, made.caption_justify = Text("\n".join(lines)), "left"
     return made
+
+
+def original_on_validation(manifest: Manifest) -> float | None:
+    """The original's figure on the part that the candidates' figures in the table are of, where there is a drop."""
+    found = (c.validation for c in manifest.candidates if c.validation is not None)
+    return next((a.value + a.drop for a in found if a.drop is not None and a.metric != "agreement"), None)
 
 
 def _row(candidate: TriedCandidate) -> tuple[str | Text, ...]:
@@ -232,11 +244,8 @@ def closing(manifest: Manifest, folder: str) -> list[Text]:
             )
         )
     lines += [Text(f"  what would help: {hint}") for hint in verdict.help]
-    lines.append(
-        Text.assemble(
-            "Bundle: ", (f"{folder}", "bold"), f" ({manifest.model_file.path}, {size(manifest.model_file.size_bytes)})"
-        )
-    )
+    shipped = f" ({manifest.model_file.path}, {size(manifest.model_file.size_bytes)}; report.html shows what was tried)"
+    lines.append(Text.assemble("Bundle: ", (f"{folder}", "bold"), shipped))
     return lines
 
 
@@ -252,12 +261,17 @@ def _accuracy_line(found: Accuracy, original: Accuracy | None) -> Text:
     return Text(words)
 
 
-def devices(profiles: Sequence[DeviceProfile]) -> Table:
-    """The device profiles, one a line."""
-    made = table("name", "runtimes and precisions", "budget", "found", right=("budget",))
+def devices(profiles: Sequence[DeviceProfile], aliases: Mapping[str, str]) -> Table:
+    """The device profiles, a line a runtime."""
+    made = table(
+        "name", "short", "runtime", "precisions", "budget", "found", right=("budget",), fixed=("name", "short")
+    )
     for profile in profiles:
-        runtimes = ", ".join(f"{r.name} {'/'.join(r.precisions)}" for r in profile.runtimes)
-        made.add_row(profile.name, runtimes, f"{profile.default_budget_ms:g} ms", profile.origin)
+        short = next((alias for alias, name in aliases.items() if name == profile.name), "")
+        facts = (f"{profile.default_budget_ms:g} ms", profile.origin)
+        for first, runtime in zip((True, *[False] * len(profile.runtimes)), profile.runtimes, strict=False):
+            head, tail = ((profile.name, short), facts) if first else (("", ""), ("", ""))
+            made.add_row(*head, runtime.name, " ".join(runtime.precisions), *tail)
     return made
 
 
@@ -287,16 +301,21 @@ def dry_run(
     rows: Sequence[tuple[str, Measurement, int]],
     time_s: float,
     disk_bytes: int,
+    may_shrink: bool,
 ) -> list[RenderableType]:
-    """What a build would try."""  # fmt: skip
-    made = table("would try", "size", "latency (estimated)", right=("size",))
+    """What a build would try."""
+    head = "estimated ms [95 %]"
+    made = table("would try", "size", head, right=("size", head))
     for label, estimate, size_bytes in rows:
-        made.add_row(label, f"~{size(size_bytes)}", f"{latency(estimate)} ms")
+        made.add_row(label, f"~{size(size_bytes)}", latency(estimate).removesuffix(" est."))
     where = "this machine, so it would be measured" if measured_here else "not this machine, so it stays an estimate"
+    more = " Where no file meets the budget, the search for a smaller model comes on top." if may_shrink else ""
     return [
         made,
-        Text(f"{target} is {where}; the budget is {milliseconds(budget_ms)} ms."),
-        Text(f"The build would take about {duration(time_s)} and {size(disk_bytes)} of disk. Nothing was written."),
+        Text(f"{target} is {where}; the budget is {budget_ms:g} ms."),
+        Text(
+            f"The build would take about {duration(time_s)} and {size(disk_bytes)} of disk.{more} Nothing was written."
+        ),
     ]
 
 

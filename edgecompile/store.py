@@ -25,6 +25,7 @@ from edgecompile.types import decode, encode
 
 T = TypeVar("T")
 _RESULT = "result.json"
+_LOCK = "lock"
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
@@ -64,11 +65,16 @@ class Store:
         write_atomically(marker, encode(result))
         return result
 
+    def discard_if_empty(self) -> None:
+        """Remove the work folder where no step has left anything in it."""
+        if {path.name for path in self.root.rglob("*") if path.is_file()} <= {_LOCK}:
+            shutil.rmtree(self.root, ignore_errors=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the work folder for this process. Raises `InputError` when another build holds it."""
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / "lock").open("w") as stream:
+        with (self.root / _LOCK).open("w") as stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
@@ -122,14 +128,14 @@ def work_folders() -> list[WorkFolder]:
         size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
         out = path.with_name(path.name.removesuffix(".work"))
         folders.append(
-            WorkFolder(path=path, size_bytes=size, last_used_s=(path / "lock").stat().st_mtime, finished=out.is_dir())
+            WorkFolder(path=path, size_bytes=size, last_used_s=(path / _LOCK).stat().st_mtime, finished=out.is_dir())
         )
     return folders
 
 
 def _is_work_folder(path: Path) -> bool:
     # A pointer file could be tampered with: only ever delete what looks like ours.
-    return path.name.endswith(".work") and (path / "lock").is_file() and not path.is_symlink()
+    return path.name.endswith(".work") and (path / _LOCK).is_file() and not path.is_symlink()
 
 
 def clean(folders: list[WorkFolder], *, older_than_days: float = 0.0) -> list[WorkFolder]:

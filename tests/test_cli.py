@@ -292,7 +292,7 @@ def test_dry_run_writes_nothing(project: Project, tmp_path: Path) -> None:
     )
     assert done.code == 0, done.err
     assert "would try" in done.out
-    assert "est." in done.out
+    assert "estimated ms" in done.out
     assert "Nothing was written" in done.out
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith("out")] == []
 
@@ -323,6 +323,7 @@ def test_init_does_not_overwrite(tmp_path: Path) -> None:
 def test_several_targets_from_the_project_file(project: Project, tmp_path: Path) -> None:
     (tmp_path / "edgecompile.toml").write_text(
         f'model = "{project.model}"\ndata = "{project.train}"\ntarget = ["raspberry-pi-4", "pi5"]\nmax_drop = 9\n'
+        "input_shape = [1, 3, 16, 16]\n"
         "[targets.pi4]\nbudget_ms = 77\n"
     )
     done = edgecompile("build", "--max-drop", "8", cwd=tmp_path)
@@ -338,6 +339,7 @@ def test_several_targets_from_the_project_file(project: Project, tmp_path: Path)
     ("text", "word"),
     [
         ("trust = true", "cannot be set in a file"),
+        ("dry_run = true", "give --dry-run on the command line"),
         ("budgt_ms = 3", "did you mean 'budget_ms'"),
         ('budget_ms = "soon"', "budget_ms"),
         ("budget_ms = true", "does not fit"),
@@ -431,6 +433,71 @@ def test_wrong_option_values_are_usage_errors(project: Project, tmp_path: Path) 
     refused(2, "--budget-ms", "build", project.model, *build_arguments(project, tmp_path / "o", budget_ms="-3"))
     refused(2, "shape", "build", project.model, *build_arguments(project, tmp_path / "o", input_shape="1,a"))
     refused(2, "use-case", "build", project.model, *build_arguments(project, tmp_path / "o", use_case="games"))
+
+
+def test_an_input_shape_that_the_model_does_not_have(project: Project, tmp_path: Path) -> None:
+    arguments = build_arguments(project, tmp_path / "o", input_shape="1,3,8,8")
+    done = refused(2, "--input-shape says [1, 3, 8, 8]", "build", project.model, *arguments)
+    assert "[1, 3, 16, 16]" in done.err
+    assert not (tmp_path / "o.work").exists(), "a mistake leaves nothing behind"
+
+
+class _Code:
+    def __reduce__(self) -> tuple[object, ...]:
+        return exec, ("import pathlib; pathlib.Path('ran').touch()",)
+
+
+def test_weights_that_do_not_fit_or_hold_code(project: Project, tmp_path: Path) -> None:
+    import torch
+
+    (tmp_path / "mynet.py").write_text("from torch import nn\ndef make(): return nn.Conv2d(3, 4, 3)\n")
+    torch.save({"weight": torch.zeros(4, 3, 3, 3), "extra": torch.zeros(1)}, tmp_path / "other.pth")
+    torch.save({"state_dict": {"weight": _Code()}}, tmp_path / "code.pth")
+    common = ("build", "mynet:make", "--trust", "--input-shape", "1,3,16,16", "--target", "pi4", "--weights")
+    done = refused(2, "1 missing: bias", *common, "other.pth", cwd=tmp_path)
+    assert "1 unexpected: extra" in done.err
+    refused(2, "nothing of it was run", *common, "code.pth", cwd=tmp_path)
+    refused(2, "--trust", *(a for a in (*common, "other.pth") if a != "--trust"), cwd=tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_corrupt_images_among_good_ones(project: Project, tmp_path: Path) -> None:
+    """Up to 5 % are skipped and counted in the manifest; more are an error."""
+    from PIL import Image
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(60):
+        pixels = generator.integers(0, 255, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number:02}.png")
+    (photos / "03.png").write_bytes((photos / "03.png").read_bytes()[:100])
+    arguments = build_arguments(project, tmp_path / "o", data=photos, preset="zero-to-one", target="pi4")
+    done = edgecompile("build", project.model, *arguments, "--json")
+    assert done.code == 6, done.err
+    assert json.loads(done.out)["data"]["skipped"] == 1
+    assert "03.png" in done.err
+    for number in range(10, 16):
+        (photos / f"{number}.png").write_bytes(b"no image")
+    refused(2, "5 %", "build", project.model, *arguments, "--force")
+
+
+def test_what_a_device_does_not_have(project: Project, tmp_path: Path) -> None:
+    arguments = build_arguments(project, tmp_path / "o", runtime="tensorrt", precision="int8")
+    refused(2, "x86-avx", "build", project.model, *arguments)
+    done = refused(2, "--eval", "build", project.model, "--target", "x86", "--eval", project.test, cwd=tmp_path)
+    assert "--data" in done.err
+
+
+def test_several_targets_as_json_are_one_document(project: Project, tmp_path: Path) -> None:
+    """A target that fails does not take the others' results away, and its code is the worst."""
+    done = edgecompile(
+        "build", project.model, "--target", "pi4", "--target", "nowhere", "--dry-run", "--json", cwd=tmp_path
+    )
+    assert done.code == 2, done.err
+    built, failed = json.loads(done.out)
+    assert built["target"] == "raspberry-pi-4"
+    assert failed == {"target": "nowhere", "error": "unknown target 'nowhere'", "exit_code": 2}
 
 
 def test_max_drop_without_data(project: Project, tmp_path: Path) -> None:

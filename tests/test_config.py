@@ -63,3 +63,12 @@ def test_the_template_is_valid_and_says_what_is_known() -> None:
     assert document["targets"]["jetson"] == {"budget_ms": 20.5}
     assert "weights" not in document
     assert "# weights = " in text
+    assert document["max_drop"] == 1.0
+
+
+def test_a_template_without_data_asks_for_no_accuracy() -> None:
+    text = config.template(
+        model="m.onnx", weights=None, input_shape=None, data=None, evaluation=None, preset=None, targets={"pi4": 33.0}
+    )
+    assert "max_drop" not in tomllib.loads(text)
+    assert "# max_drop = " in text

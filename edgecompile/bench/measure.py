@@ -14,6 +14,9 @@ from edgecompile.types import Artifact, Cluster, Environment, Measurement, Ratio
 _DRIFT = 0.05
 _WIDE = 0.1
 _RUNS_BEYOND = 5
+#: For expectations only: the runner's share of the warm-up in later rounds, and what starting a round's process takes.
+_LATER_WARMUP = 0.2
+_ROUND_S = 0.5
 #: Operators whose running outside the delegate makes a file several times slower.
 _HEAVY = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 
@@ -44,6 +47,15 @@ class BenchOptions:
     def round_count(self) -> int:
         """How many rounds there will be."""
         return self.rounds or min(10, max(3, round(self.min_seconds / 0.3)))
+
+    def least_s(self, files: int) -> float:
+        """The seconds that measuring so many files takes at least; slow or unsteady ones take longer."""
+        warming = self.warmup_s * (1 + _LATER_WARMUP * (self.round_count - 1))
+        return files * (warming + self.min_seconds) + _ROUND_S * self.round_count
+
+    def title(self, files: int) -> str:
+        """What the stage is called: nothing tells how far a measurement is, since watching would disturb it."""
+        return f"Measure {files} file{'s' if files > 1 else ''}, {self.least_s(files):.0f} s or more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -128,8 +128,9 @@ def read_labels(path: Path) -> tuple[str, ...]:
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
     except (OSError, UnicodeDecodeError) as exc:
+        reason = exc.strerror if isinstance(exc, OSError) else exc
         raise InputError(
-            f"cannot read the labels {path}: {exc}", remedy="--labels is a text file, one name a line"
+            f"cannot read the labels {path}: {reason}", remedy="--labels is a text file, one name a line"
         ) from exc
     if not any(lines):
         raise InputError(f"the labels file {path} is empty", remedy="write one class name a line")

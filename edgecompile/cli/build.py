@@ -133,13 +133,15 @@ def build_options(command: F) -> F:
     return command
 
 
-@click.command(no_args_is_help=False)
+@click.command(short_help="Make the file that meets the budget, and the proof.")
 @click.argument("model", required=False)
 @build_options
 @click.option("--trust", is_flag=True, help="Let code from the model's file or module run. Command line only.")
 @click.option("--fresh", is_flag=True, help="Start anew instead of going on where a stopped build was.")
 @click.option("--dry-run", is_flag=True, help="Say what would be tried, with estimates; write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest (or the dry run) as JSON.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print the manifest or dry run as JSON; of several targets, a list."
+)
 @click.option("--config", "config_path", type=PATH, help="A project file.  [default: edgecompile.toml, if there]")
 @common
 @click.pass_context
@@ -165,11 +167,14 @@ def build(
     terminal = face(quiet, verbose, debug)
     config = _config(ctx, config_path)
     requests = _requests(ctx, config, trust=trust, fresh=fresh)
-    codes = [
+    done = [
         _build_one(request, terminal, dry_run=dry_run, as_json=as_json, alone=len(requests) == 1)
         for request in requests
     ]
-    return worst(codes)
+    if as_json:
+        documents = [document for _, document in done]
+        print_json(documents[0] if len(documents) == 1 else documents)
+    return worst([code for code, _ in done])
 
 
 def worst(codes: Sequence[int]) -> int:
@@ -178,7 +183,10 @@ def worst(codes: Sequence[int]) -> int:
     return min(codes, key=order.index)
 
 
-def _build_one(request: BuildRequest, terminal: Face, *, dry_run: bool, as_json: bool, alone: bool) -> int:
+def _build_one(
+    request: BuildRequest, terminal: Face, *, dry_run: bool, as_json: bool, alone: bool
+) -> tuple[int, object]:
+    """Build for one target; its exit code, and what ``--json`` prints of it."""
     from edgecompile import pipeline, report
     from edgecompile.types import to_builtins
 
@@ -186,29 +194,26 @@ def _build_one(request: BuildRequest, terminal: Face, *, dry_run: bool, as_json:
         terminal.err.rule(request.target, align="left")
     try:
         if dry_run:
-            _print_dry_run(pipeline.dry_run(request, terminal), terminal, as_json=as_json)
-            return 0
+            plan = pipeline.dry_run(request, terminal)
+            if not as_json:
+                _print_dry_run(plan, terminal)
+            return 0, to_builtins(plan)
         result = pipeline.build(request, terminal)
     except EdgecompileError as exc:
         if alone:
             raise
         show_error(exc)  # the other targets' builds still count: go on
-        return exc.exit_code
+        return exc.exit_code, {"target": request.target, "error": exc.message, "exit_code": exc.exit_code}
     manifest = result.bundle.manifest
-    if as_json:
-        print_json(to_builtins(manifest))
-    else:
+    if not as_json:
+        terminal.gap()
         terminal.print(report.candidates(manifest), *report.closing(manifest, str(request.out)))
-    return result.exit_code
+    return result.exit_code, to_builtins(manifest)
 
 
-def _print_dry_run(plan: DryRun, terminal: Face, *, as_json: bool) -> None:
+def _print_dry_run(plan: DryRun, terminal: Face) -> None:
     from edgecompile import report
-    from edgecompile.types import to_builtins
 
-    if as_json:
-        print_json(to_builtins(plan))
-        return
     terminal.print(
         *report.dry_run(
             target=plan.target,
@@ -217,12 +222,15 @@ def _print_dry_run(plan: DryRun, terminal: Face, *, as_json: bool) -> None:
             rows=[(c.label, c.estimate, c.size_bytes) for c in plan.candidates],
             time_s=plan.time_s,
             disk_bytes=plan.disk_bytes,
+            may_shrink=plan.may_shrink,
         )
     )
 
 
 # The options that say what to do now rather than what to build: they have no key in a project file.
 _NOT_CONFIGURABLE = {"trust", "fresh", "dry_run", "as_json", "config_path", "quiet", "verbose", "debug"}
+#: The same as somebody would write them in the file.
+_NOT_IN_A_FILE = {"trust", "fresh", "dry_run", "json", "config", "quiet", "verbose", "debug"}
 
 
 def _config(ctx: click.Context, path: Path | None) -> ProjectConfig | None:
@@ -231,7 +239,7 @@ def _config(ctx: click.Context, path: Path | None) -> ProjectConfig | None:
     if path is None and not Path(config.NAME).is_file():
         return None
     known = {p.name for p in ctx.command.params if p.name} - _NOT_CONFIGURABLE
-    return config.load(path or Path(config.NAME), known=known, forbidden={"trust"})
+    return config.load(path or Path(config.NAME), known=known, forbidden=_NOT_IN_A_FILE)
 
 
 def _requests(ctx: click.Context, config: ProjectConfig | None, *, trust: bool, fresh: bool) -> list[BuildRequest]:
@@ -277,10 +285,13 @@ def _typed(ctx: click.Context, param: click.Parameter, value: Value, path: Path)
     if isinstance(value, bool) != is_flag:
         expected = "true or false" if is_flag else f"a value for --{param.name.replace('_', '-')}" if param.name else ""
         raise InputError(f"{path}: {param.name} = {value!r} does not fit", remedy=f"give {expected}")
-    if isinstance(param, click.Option) and param.multiple and not isinstance(value, list):
-        value = [str(value)]
+    given: object = value
+    if isinstance(param.type, Shape | Sizes) and isinstance(value, list) and all(isinstance(n, int) for n in value):
+        given = ",".join(map(str, value))  # [1, 3, 224, 224], as TOML would have it
+    if isinstance(param, click.Option) and param.multiple and not isinstance(given, list):
+        given = [str(given)]
     try:
-        typed = param.type_cast_value(ctx, value)
+        typed = param.type_cast_value(ctx, given)
     except click.BadParameter as exc:
         raise InputError(f"{path}: {param.name} = {value!r}: {exc.message}", remedy="mend the file") from exc
     return path.parent / typed if isinstance(typed, Path) else typed

@@ -7,7 +7,7 @@ import click
 from edgecompile.cli.common import common, face, print_json
 
 
-@click.group()
+@click.group(short_help="List and remove the work folders of builds.")
 def cache() -> None:
     """The work folders that builds leave beside their bundles, to go on from and to be quick the next time."""
 

@@ -10,7 +10,7 @@ from edgecompile.cli.common import common, face
 from edgecompile.errors import InputError
 
 
-@click.command()
+@click.command(short_help="Write edgecompile.toml for the daily build.")
 @click.option("--model", help="The trained model.  [default: the only .onnx file here]")
 @click.option("--weights", help="A state dict for MODULE:FACTORY.")
 @click.option("--input-shape", help="Like 1,3,224,224.")

@@ -9,7 +9,7 @@ import click
 from edgecompile.cli.common import PATH, Shape, common, face, print_json
 
 
-@click.command()
+@click.command(short_help="List the device profiles.")
 @click.option("--content-dir", type=PATH, help="A folder with own device_profiles/.")
 @click.option("--json", "as_json", is_flag=True)
 @common
@@ -23,11 +23,11 @@ def devices(content_dir: Path | None, as_json: bool, quiet: bool, verbose: int, 
     if as_json:
         print_json([to_builtins(profile) for profile in found])
     else:
-        terminal.print(report.devices(found))
+        terminal.print(report.devices(found, profiles.aliases_here()))
     return 0
 
 
-@click.command()
+@click.command(short_help="Show what is in a model file or a bundle.")
 @click.argument("path")
 @click.option("--input-shape", type=Shape(), multiple=True, help="Where an ONNX file leaves it open.")
 @click.option("--time", "timed", is_flag=True, help="Measure what each operator of a .tflite costs on this machine.")

@@ -9,7 +9,7 @@ import click
 from edgecompile.cli.common import ON_HELP, PATH, common, face, print_json
 
 
-@click.command()
+@click.command(short_help="Measure files, interleaved, with their ratios.")
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--on", default="local", show_default=True, help=ON_HELP)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
@@ -59,7 +59,7 @@ def bench(
     return 0 if budget_ms is None or result.measurements[0].meets(budget_ms) else 3
 
 
-@click.command()
+@click.command(short_help="Check a bundle's hashes and golden vectors.")
 @click.argument("path", type=PATH)
 @click.option("--on", default="local", show_default=True, help=ON_HELP)
 @click.option("--json", "as_json", is_flag=True)
@@ -80,7 +80,7 @@ def verify(path: Path, on: str, as_json: bool, quiet: bool, verbose: int, debug:
     return 0
 
 
-@click.command()
+@click.command(short_help="Has a bundle become worse than another?")
 @click.argument("path", type=PATH)
 @click.option("--against", type=PATH, required=True, help="The bundle to compare with.")
 @click.option("--on", default="local", show_default=True, help=ON_HELP)

@@ -23,9 +23,7 @@ from edgecompile import (
     profiles,
 )
 from edgecompile import model as models
-from edgecompile.errors import (
-    InputError,
-)
+from edgecompile.errors import EdgecompileError, InputError
 from edgecompile.progress import Progress
 from edgecompile.store import Store, register
 from edgecompile.transport import Transport, open_transport
@@ -86,7 +84,11 @@ def work_folder(request: BuildRequest) -> Iterator[Store]:
     store = Store(work)
     with store.locked():
         register(work)
-        yield store
+        try:
+            yield store
+        except EdgecompileError:
+            store.discard_if_empty()  # a misspelt option leaves nothing behind
+            raise
 
 
 def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
@@ -156,8 +158,12 @@ def load_data(request: BuildRequest, model: Model) -> calibration.CalibrationSet
 
 @functools.lru_cache(maxsize=8)
 def _read(request: BuildRequest, inputs: tuple[TensorSpec, ...]) -> calibration.CalibrationSet:
-    limits = (request.evaluation, request.max_drop, request.min_sqnr_db)
-    if request.data is None and any(limit is not None for limit in limits):
+    if request.data is None and request.evaluation is not None:
+        raise InputError(
+            f"--eval {request.evaluation} was given without --data",
+            remedy="give --data as well: INT8 is calibrated on it, and the choice between files is made on it",
+        )
+    if request.data is None and (request.max_drop is not None or request.min_sqnr_db is not None):
         raise InputError("accuracy was asked for, but there is no data", remedy="give a folder with --data")
     if request.eval_on_device is not None and (request.on is None or request.data is None):
         raise InputError(

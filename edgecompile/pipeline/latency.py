@@ -64,7 +64,7 @@ def _measured(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
         with job.transport() as transport:
             return _Measurements(items=bench.measure(artifacts, transport, options).measurements)
 
-    with job.progress.stage(f"Measure {len(with_files)} files, interleaved"):
+    with job.progress.stage(options.title(len(with_files))):
         measurements = job.store.cached("measure", key, _Measurements, make).items
     by_plan = {c.plan: m for c, m in zip(with_files, measurements, strict=True)}
     for warning in dict.fromkeys(w for m in measurements for w in m.warnings):

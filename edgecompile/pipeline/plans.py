@@ -33,10 +33,12 @@ def propose(job: Job) -> tuple[Plan, ...]:
     )
     if not plans:
         known = ", ".join(f"{r}-{p}" for r, p in combinations)
-        reason = " (INT8 needs --data)" if job.data.synthetic and "int8" in job.request.precisions else ""
+        if job.data.synthetic and "int8" in job.request.precisions:
+            raise InputError("INT8 needs data to calibrate with", remedy="give some hundred images with --data")
+        asked = [f"--runtime {name}" for name in job.request.runtimes]
+        asked += [f"--precision {name}" for name in job.request.precisions]
         raise InputError(
-            f"no runtime and precision is left for {job.profile.name}{reason}",
-            remedy=f"it knows: {known}; widen --runtime and --precision",
+            f"{job.profile.name} has nothing for {' '.join(asked)}", remedy=f"it takes: {known}; choose among those"
         )
     return plans
 

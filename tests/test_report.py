@@ -1,0 +1,53 @@
+"""Words and figures on the terminal."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from edgecompile import bench, profiles, report
+
+
+def shown(table: Table, width: int = 80) -> list[str]:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(table)
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (0.0, "0"), (0.00407, "0.00407"), (0.0000004, "0.000000"), (0.0999, "0.0999"), (0.1234, "0.123"),
+        (1.0, "1.00"), (4.555, "4.55"), (33.0, "33.0"), (99.96, "100.0"), (123.4, "123"), (98765.4, "98765"),
+    ],
+)  # fmt: skip
+def test_milliseconds_have_three_significant_digits(value: float, words: str) -> None:
+    assert report.milliseconds(value) == words
+
+
+def test_devices_show_their_short_names_in_80_columns() -> None:
+    aliases = profiles.aliases_here(profiles.Machine(architecture="x86_64", cpu_flags=frozenset(), board=""))
+    lines = shown(report.devices(profiles.all_profiles(), aliases))
+    assert max(map(len, lines)) <= 80
+    row = {line.split()[0]: line.split() for line in lines if not line.startswith(" ")}
+    assert row["raspberry-pi-4"][1:] == ["pi4", "tflite", "int8", "fp32", "fp16", "33", "ms", "built-in"]
+    assert row["x86-avx2"][1] == "x86", "by the flags of the CPU"
+    assert row["pixel-4"][1] == "tflite", "no short name"
+    assert sum("onnxruntime" in line for line in lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "files", "least_s"),
+    [
+        (bench.BenchOptions(), 5, 5 * (1 + 9 * 0.2 + 3) + 5),
+        (bench.BenchOptions(warmup_s=0.1, min_seconds=0.2), 1, 0.1 * 1.4 + 0.2 + 1.5),
+    ],
+)
+def test_the_stage_that_measures_says_how_long_it_takes(
+    options: bench.BenchOptions, files: int, least_s: float
+) -> None:
+    assert options.least_s(files) == pytest.approx(least_s)
+    assert options.title(files) == f"Measure {files} file{'s' if files > 1 else ''}, {least_s:.0f} s or more"
