@@ -52,6 +52,7 @@ class BuildOptions(TypedDict, total=False):
     on: str | None
     power_mode: str | None
     eval_on_device: int | None
+    accept_throttled: bool
     threads: int | None
     warmup_seconds: float
     min_runs: int

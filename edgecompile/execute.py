@@ -153,6 +153,34 @@ def raw(artifact: Artifact, *, threads: int = 1) -> RunFunction:
     return _named(open_session(artifact.runtime, artifact.file, threads=threads), str(artifact.file))
 
 
+def runtime_name(runtime: RuntimeName) -> str:
+    """What runs files of a runtime here, and its version: ``ai_edge_litert 2.1.0``."""
+    found = _backend(_backend_name(runtime)).import_runtime()
+    return f"{found.package} {found.version}"
+
+
+def output_steps(artifact: Artifact) -> dict[str, float]:
+    """One quantization step of each quantized output of a TFLite file, in the output's unit: 1 for integers.
+
+    Where a float output is made from integers, it is their scale. Outputs that are no quantities have none.
+    """
+    if artifact.runtime != "tflite":
+        return {}
+    session = open_session("tflite", artifact.file)
+    tensors = {detail["index"]: detail for detail in session.interpreter.get_tensor_details()}
+    sources = {
+        op["outputs"][0]: op["inputs"][0]
+        for op in session.interpreter._get_ops_details()
+        if op["op_name"] == "DEQUANTIZE"
+    }
+    steps = {}
+    for name, index in session.output_indices.items():
+        scales = tensors[sources.get(index, index)]["quantization_parameters"]["scales"]
+        if len(scales):
+            steps[name] = float(max(scales)) if index in sources else 1.0
+    return steps
+
+
 def _named(session: Any, what: str) -> RunFunction:
     """A backend's session as a function that checks its inputs."""
     import numpy as np

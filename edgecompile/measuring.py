@@ -113,6 +113,31 @@ def _engine(path: Path, artifact: Artifact, on_board: engines.Bench, folder: Pat
             raise exc.error from exc
 
 
+def sustained(
+    path: Path, options: bench.BenchOptions, progress: Progress, *, on: str, seconds: float, picture: Path
+) -> bench.Sustained:
+    """Run a bundle's file or a bare one for ``seconds`` without a break, and draw latency and temperature.
+
+    Ctrl-C ends it and keeps what was measured. Raises `InputError` before that when the picture cannot be written.
+    """
+    artifact = _artifact(path)
+    try:
+        with picture.open("ab"):
+            pass
+    except OSError as exc:
+        raise InputError(f"cannot write {picture}: {exc.strerror}", remedy="give another --plot") from exc
+    try:
+        with progress.stage(f"Run {path} for {seconds:g} s"), open_transport(on, waiting=progress.note) as transport:
+            found = bench.sustained(artifact, transport, options, seconds)
+        picture.write_text(bench.sustained_svg(found), encoding="utf-8")
+    finally:
+        if picture.stat().st_size == 0:
+            picture.unlink()
+    for warning in found.warnings:
+        progress.warn(warning)
+    return found
+
+
 def _artifact(path: Path) -> Artifact:
     if not path.is_dir():
         return bench.bare_file(path)
@@ -148,13 +173,14 @@ def verify(path: Path, *, on: str = "local", progress: Progress | None = None) -
     with tempfile.TemporaryDirectory() as folder, open_transport(on) as transport:
         found = Path(folder) / "outputs.npz"
         board = _board(transport, on) if artifact.runtime == "tensorrt" else None
+        runtime = None
         if board is None:
-            bench.run_inputs(artifact, transport, inputs=inputs, outputs=found)
+            runtime = bench.run_inputs(artifact, transport, inputs=inputs, outputs=found)
         else:
             golden = replace(golden, comparison="relative", tolerance=engines.TOLERANCE[artifact.precision])
             with engines.session(transport, board) as on_board:
                 engine = _engine(path, artifact, on_board, Path(folder) / "engine", progress or Silent())
                 engines.run_inputs(on_board, engine, artifact, inputs=inputs, outputs=found)
         with np.load(opened.file("golden outputs"), allow_pickle=False) as expected, np.load(found) as have:
-            worst = bundle.compare_golden(golden, dict(expected), dict(have))
+            worst = bundle.compare_golden(golden, dict(expected), dict(have), runtime=runtime)
     return VerifyReport(files=files, samples=golden.samples, comparison=golden.comparison, largest_error=worst)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.style import StyleType
 
+    from edgecompile.bench import Sustained
     from edgecompile.profiles import DeviceProfile
 
 _STATUS_STYLE = {"met": "bold green", "predicted": "bold yellow", "not met": "bold red"}
@@ -327,23 +328,60 @@ def bench(
     made = table(
         "file",
         f"p{first.percentile:g} ms [95 %]",
-        "p90",
         "p95",
+        "load",
         "cold",
         "memory",
         "x first [95 %]",
-        right=("p90", "p95", "cold", "memory"),
+        right=("p95", "load", "cold", "memory"),
     )
     for name, m, ratio in zip(names, measurements, ratios, strict=True):
         relative = "1" if ratio is None else f"{ratio.value:.3f} [{ratio.ci_low:.3f}, {ratio.ci_high:.3f}]"
         cold = milliseconds(m.cold_ms) if m.cold_ms is not None else "-"
-        made.add_row(
-            name, latency(m), milliseconds(m.p90_ms), milliseconds(m.p95_ms), cold, size(m.peak_memory_bytes), relative
-        )
+        load = milliseconds(m.load_ms) if m.load_ms is not None else "-"
+        p95 = milliseconds(m.p95_ms) if m.p95_ms is not None else "-"
+        made.add_row(name, latency(m), p95, load, cold, size(m.peak_memory_bytes), relative)
     lines: list[RenderableType] = [made]
     for runtime in dict.fromkeys(f"{m.runtime} {m.runtime_version}, {m.threads} thread(s)" for m in measurements):
         lines.append(Text(f"measured on {first.device}: {runtime}", style="dim"))
     return lines
+
+
+#: So many lines say how a latency went on.
+_SUSTAINED_ROWS = 12
+
+
+def sustained(found: Sustained) -> list[RenderableType]:
+    """Latency against time, temperature and clock in some lines, and whether the device held its speed."""
+    made = table(
+        "after", "latency ms", "degrees C", "clock MHz", right=("after", "latency ms", "degrees C", "clock MHz")
+    )
+    count = len(found.at_s)
+    for k in sorted({round(i * (count - 1) / (_SUSTAINED_ROWS - 1)) for i in range(_SUSTAINED_ROWS)}):
+        celsius, mhz = found.temperature_c[k], found.frequency_mhz[k]
+        made.add_row(
+            f"{found.at_s[k]:.1f} s" if found.seconds < 100 else duration(found.at_s[k]),
+            milliseconds(found.latency_ms[k]),
+            "-" if celsius is None else f"{celsius:.1f}",
+            "-" if mhz is None else f"{mhz:.0f}",
+        )
+    lines: list[RenderableType] = [made, Text(_held(found))]
+    lines.append(
+        Text(f"measured on {found.device}: {found.runtime} {found.runtime_version}, {found.threads} thread(s)")
+    )
+    if found.interrupted:
+        lines.append(Text(f"interrupted after {duration(found.seconds)}: this is what was measured by then"))
+    return lines
+
+
+def _held(found: Sustained) -> str:
+    part = "minute" if found.seconds >= 120 else "half"
+    words = f"{found.runs} runs; median of the first {part} {milliseconds(found.first_minute_ms)} ms"
+    words += f", of the last {milliseconds(found.last_minute_ms)} ms"
+    if found.slow_down is not None:
+        change = found.slow_down
+        words += f": {change.value:.3f} [{change.ci_low:.3f}, {change.ci_high:.3f}] times"
+    return words
 
 
 def check(rows: Sequence[tuple[str, str, str, str, bool]]) -> list[RenderableType]:

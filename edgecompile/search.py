@@ -99,6 +99,14 @@ def accuracy_violations(accuracy: Accuracy | None, budget: Budget) -> tuple[str,
     return tuple(broken)
 
 
+def distrust(candidate: Candidate, budget: Budget) -> tuple[str, ...]:
+    """Why a measurement that keeps the latency budget does not count; empty where it does."""
+    m = candidate.measurement
+    if m is None or budget.accept_throttled or not m.meets(budget.latency_ms) or m.counts(budget.latency_ms):
+        return ()
+    return ("not trusted: the device was not itself",)
+
+
 def _latency_words(value_ms: float, high_ms: float, budget_ms: float) -> str:
     over = 100 * (value_ms / budget_ms - 1)
     if over > 0:
@@ -109,11 +117,13 @@ def _latency_words(value_ms: float, high_ms: float, budget_ms: float) -> str:
 def _verdict(candidate: Candidate, budget: Budget) -> str:
     if candidate.failure is not None:
         return f"failed: {candidate.failure}"
-    broken = violations(candidate, budget)
+    broken = (*violations(candidate, budget), *distrust(candidate, budget))
     if broken:
         return "; ".join(broken)
-    measured = candidate.measurement is not None and candidate.measurement.provenance != "estimated"
-    return "met (measured)" if measured else "predicted to meet"
+    m = candidate.measurement
+    if m is None or m.provenance != "measured":
+        return "predicted to meet"
+    return "met (measured)" if m.trusted else "met (measured, not trusted)"
 
 
 def _latency_ms(candidate: Candidate) -> float:
@@ -133,21 +143,22 @@ def choose(candidates: Sequence[Candidate], budget: Budget) -> Choice:
     if not usable:
         raise ValueError("no candidate to choose from")
     verdicts = tuple(_verdict(c, budget) for c in candidates)
-    keeping = [c for c in usable if not violations(c, budget)]
+    keeping = [c for c in usable if not violations(c, budget) and not distrust(c, budget)]
     if not keeping:
         best = min(
             usable, key=lambda c: (len(violations(c, budget)), max(_latency_ms(c), budget.latency_ms), loss(c.accuracy))
         )
+        broken = (*violations(best, budget), *distrust(best, budget))
         return Choice(
             candidate=best,
             status="not met",
             verdicts=verdicts,
-            text=f"{best.plan.label} comes nearest: " + "; ".join(violations(best, budget)),
+            text=f"{best.plan.label} comes nearest: " + "; ".join(broken),
             help=_what_would_help(usable, best, budget),
         )
     best = min(keeping, key=lambda c: (loss(c.accuracy), _latency_ms(c), _size_bytes(c)))
     assert best.measurement is not None
-    status: Literal["met", "predicted"] = "predicted" if best.measurement.provenance == "estimated" else "met"
+    status: Literal["met", "predicted"] = "met" if best.measurement.provenance == "measured" else "predicted"
     return Choice(candidate=best, status=status, verdicts=verdicts, text=_chosen_words(best, budget, status))
 
 
@@ -159,12 +170,17 @@ def _chosen_words(best: Candidate, budget: Budget, status: str) -> str:
         f"budget {budget.latency_ms:g} ms"
     )
     if status == "met":
-        return f"{best.plan.label} meets the budget: {figure}, measured on {m.device}"
+        doubt = "" if m.trusted else ", while it was not itself (accepted by --accept-throttled)"
+        return f"{best.plan.label} meets the budget: {figure}, measured on {m.device}{doubt}"
     return f"{best.plan.label} is predicted to meet the budget: {figure}, estimated for {m.device}, not measured"
 
 
 def _what_would_help(usable: Sequence[Candidate], best: Candidate, budget: Budget) -> tuple[str, ...]:
     hints: list[str] = []
+    if distrust(best, budget) and best.measurement is not None:
+        hints += best.measurement.warnings
+        hints.append("see that the device is cool, idle and well supplied, then build again")
+        hints.append("--accept-throttled lets such measurements count")
     fastest = min(usable, key=_latency_ms)
     if fastest is not best and not _breaks_latency(fastest, budget):
         hints.append(f"{fastest.plan.label} is fast enough but: {'; '.join(violations(fastest, budget))}")

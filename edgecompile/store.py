@@ -47,6 +47,10 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def forget(self, kind: str, key: str) -> None:
+        """Let a result be made anew the next time."""
+        shutil.rmtree(self.root / kind / key[:32], ignore_errors=True)
+
     def cached(self, kind: str, key: str, result_type: type[T], make: Callable[[Path], T]) -> T:
         """The result kept under ``kind`` and ``key``, or what ``make(folder)`` returns, which is then kept.
 

@@ -124,6 +124,7 @@ class Budget:
     """The promise: latency at a percentile, the largest accuracy drop (points of the metric), the largest file.
 
     ``min_sqnr_db`` takes the place of ``max_drop`` for models whose metric is SQNR, which has no drop.
+    ``accept_throttled`` lets measurements count that were taken while the machine was not itself.
     """
 
     latency_ms: float
@@ -131,6 +132,7 @@ class Budget:
     max_drop: float | None = None
     min_sqnr_db: float | None = None
     max_size_bytes: int | None = None
+    accept_throttled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +178,7 @@ class BuildRequest:
     on: str | None = None
     power_mode: str | None = None
     eval_on_device: int | None = None
+    accept_throttled: bool = False
     prune: bool = True
     importance: str = "reconstruction"
     resolutions: tuple[int, ...] = ()
@@ -356,7 +359,8 @@ class Environment:
 class Measurement:
     """Latency with its provenance, all in milliseconds; ``value_ms`` is the chosen percentile with a 95 % interval.
 
-    An estimate has ``runs == 0``, an interval that reflects the profile's own error, and no environment.
+    An estimate has ``runs == 0``, an interval that reflects the profile's own error, and no environment. Percentiles
+    that whatever measured does not tell are ``None``.
     ``warnings`` say why the figure should be doubted (noise, throttling, a loaded machine). ``trusted`` is false where
     they say that the machine was not itself: slowed, overloaded, or never twice the same.
     """
@@ -371,9 +375,9 @@ class Measurement:
     ci_low_ms: float
     ci_high_ms: float
     median_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
+    p90_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
     runs: int = 0
     cold_ms: float | None = None
     load_ms: float | None = None

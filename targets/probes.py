@@ -348,7 +348,7 @@ def cpu_list(text):
 
 
 class Watch:
-    """Samples from a thread while a ``with`` block runs; ``samples`` holds what it saw.
+    """Samples from a thread while a ``with`` block runs; ``samples`` holds what it saw, and ``tell`` gets each.
 
     The thread keeps to the CPUs that the measurement does not use, where there are any.
     """
@@ -356,11 +356,12 @@ class Watch:
     #: A program to start for each look costs milliseconds: not as often as files are read.
     PROGRAM_EVERY_S = 2.0
 
-    def __init__(self, probes, cpus, others, every_s=0.5):
+    def __init__(self, probes, cpus, others, every_s=0.5, tell=None):
         self.probes = probes
         self.folders = probes.clocks_of(cpus)
         self.others = others
         self.every_s = every_s
+        self.tell = tell
         self.samples = []
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self.look, daemon=True)
@@ -383,3 +384,5 @@ class Watch:
             if asked:
                 due = time.monotonic() + self.PROGRAM_EVERY_S
             self.samples.append(self.probes.sample(self.folders, programs=asked))
+            if self.tell is not None:
+                self.tell(self.samples[-1])

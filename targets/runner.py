@@ -22,6 +22,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -411,20 +412,44 @@ def cool_down(start_c, most_s):
 
 
 def sustain(arguments):
-    """One file without a break, in this fresh process: for each second the median latency and the number of runs."""
+    """One file without a break, in this fresh process: for each second the median latency and the number of runs.
+
+    They go to the log as they come, so that nothing is lost when somebody ends it.
+    """
     session = open_session(0, arguments.model[0], arguments)
     session.set(feed_of(session, 0, arguments))
     invoke_once(session, 0)
-    before, begin = usage(), time.monotonic()
+    before, begin, at_s = usage(), time.monotonic(), 0.0
     each_s = each_second(arguments.sustained)
-    at_s, latency_ms, runs = [], [], []
     gc.disable()
-    while not at_s or at_s[-1] < arguments.sustained:
+    while at_s < arguments.sustained:
         times, count = turn(session, 1, each_s, 1)
-        at_s.append(time.monotonic() - begin)
-        latency_ms.append(float(np.median(times)))
-        runs.append(count)
-    return {"begin_s": begin, "usage": spent(before, usage()), "at_s": at_s, "latency_ms": latency_ms, "runs": runs}
+        now = time.monotonic()
+        at_s = now - begin
+        told = {"at_s": at_s, "now_s": now, "latency_ms": float(np.median(times)), "runs": count}
+        note(arguments.log, "second", dict(told, usage=spent(before, usage())))
+    return {"seconds": at_s}
+
+
+def note(path, kind, value):
+    """Add a line to a log: one write, since two processes write to it."""
+    line = json.dumps({kind: value}) + "\n"
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(handle, line.encode())
+    finally:
+        os.close(handle)
+
+
+def read_log(path):
+    """The lines of a log by their kind; one that was cut off is left out."""
+    found = {"start": [], "second": [], "sample": []}
+    with contextlib.suppress(OSError), open(path) as stream:
+        for line in stream:
+            with contextlib.suppress(ValueError):
+                for kind, value in json.loads(line).items():
+                    found[kind].append(value)
+    return found
 
 
 def each_second(seconds):
@@ -438,24 +463,41 @@ def measure_sustained(arguments):
     affinity = pin(arguments.threads) if arguments.pin else allowed
     before = HOST.state(affinity)
     found = in_child(0, "--probe", "0")
-    others = sorted(set(allowed) - set(affinity))
-    with probes.Watch(HOST, affinity, others, every_s=each_second(arguments.sustained)) as watch:
-        series = in_child(0, "--sustain")
-    environment = dict(machine(), affinity=affinity, before=before, after=HOST.state(affinity), **series["usage"])
-    environment["during"] = probes.summary([watch.samples])
-    times = [series["begin_s"] + at for at in series["at_s"]]
+    environment = dict(machine(), affinity=affinity, before=before)
+    with tempfile.TemporaryDirectory() as folder:
+        log = arguments.log or os.path.join(folder, "log")
+        start = {"environment": environment, "model": dict(found, model=arguments.model[0])}
+        note(log, "start", dict(start, threads=arguments.threads, seed=arguments.seed))
+        others = sorted(set(allowed) - set(affinity))
+        every_s = each_second(arguments.sustained)
+        with probes.Watch(HOST, affinity, others, every_s=every_s, tell=lambda one: note(log, "sample", one)):
+            in_child(0, "--sustain", "--log", log)
+        return from_log(arguments, log)
+
+
+def from_log(arguments, path):
+    """The document of a run that is over, or that somebody ended."""
+    lines = read_log(path)
+    seconds, samples = lines["second"], lines["sample"]
+    if not lines["start"] or not seconds:
+        raise Failure("usage", "nothing was measured yet")
+    start = lines["start"][0]
+    environment = dict(start["environment"], **seconds[-1]["usage"])
+    environment["after"] = HOST.state(environment["affinity"])
+    environment["during"] = probes.summary([samples])
+    times = [one["now_s"] for one in seconds]
     return {
         "schema_version": SCHEMA_VERSION,
-        "threads": arguments.threads,
-        "seed": arguments.seed,
+        "threads": start["threads"],
+        "seed": start["seed"],
         "inputs": arguments.inputs or "random",
         "environment": environment,
-        "model": dict(found, model=arguments.model[0]),
-        "at_s": series["at_s"],
-        "latency_ms": series["latency_ms"],
-        "runs": series["runs"],
-        "temperature_c": nearest(watch.samples, "temperature_c", times),
-        "frequency_mhz": nearest(watch.samples, "frequency_mhz", times),
+        "model": start["model"],
+        "at_s": [one["at_s"] for one in seconds],
+        "latency_ms": [one["latency_ms"] for one in seconds],
+        "runs": [one["runs"] for one in seconds],
+        "temperature_c": nearest(samples, "temperature_c", times),
+        "frequency_mhz": nearest(samples, "frequency_mhz", times),
     }
 
 
@@ -568,6 +610,8 @@ def parse():
     )
     add("--cool-down-s", type=float, default=30.0, metavar="S", help="wait so long at most between passes (30)")
     add("--sustained", type=duration, metavar="TIME", help="run one file for 10m (or 90s, 1h) without a break")
+    add("--log", metavar="FILE", help="where --sustained writes each second as it comes")
+    add("--from-log", metavar="FILE", help="the document of what a --log holds so far; nothing is measured")
     add("--seed", type=int, default=0, metavar="N", help="of the random inputs and of the order in a round")
     add("--inputs", metavar="NPZ", help="inputs by name in place of random ones")
     add("--no-pin", dest="pin", action="store_false", help="leave the choice of CPUs to the kernel")
@@ -617,6 +661,8 @@ def perform(arguments):
             return measure_round(arguments)
         if arguments.sustain:
             return sustain(arguments)
+        if arguments.from_log:
+            return from_log(arguments, arguments.from_log)
         if arguments.sustained:
             return measure_sustained(arguments)
         return run_inputs(arguments) if arguments.run_inputs else measure(arguments)

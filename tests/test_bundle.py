@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,19 @@ def test_one_step_fails_the_exact_comparison() -> None:
     want, have = np.array([1, -2, 3], dtype=np.int8), np.array([1, -1, 3], dtype=np.int8)
     with pytest.raises(LimitNotMet, match="'y' differs"):
         bundle.compare_golden(EXACT, {"y": want}, {"y": have})
+
+
+def test_one_step_passes_with_another_runtime() -> None:
+    golden = replace(EXACT, runtime="ai_edge_litert 2.1.0", steps={"y": 1.0, "z": 0.25})
+    want = {"y": np.array([1, -2, 3], dtype=np.int8), "z": np.array([0.0, 1.0], dtype=np.float32)}
+    have = {"y": np.array([1, -1, 3], dtype=np.int8), "z": np.array([0.25, 1.0], dtype=np.float32)}
+    assert bundle.compare_golden(golden, want, have, runtime="ai_edge_litert 2.1.2") == 0.25
+    for same in ("ai_edge_litert 2.1.0", None):
+        with pytest.raises(LimitNotMet, match="'y' differs"):
+            bundle.compare_golden(golden, want, have, runtime=same)
+    have["z"][0] = 0.5
+    with pytest.raises(LimitNotMet, match="one step of tflite_runtime"):
+        bundle.compare_golden(golden, want, have, runtime="tflite_runtime 2.14.0")
 
 
 def test_int8_differences_do_not_wrap_around() -> None:

@@ -30,7 +30,7 @@ def command(project: Project, out: Path) -> list[str]:
         sys.executable, "-u", "-m", "edgecompile", "build", str(project.model), "--target", "x86",
         "--budget-ms", "1000", "--data", str(project.train), "--runtime", "onnxruntime", "--threads", "1",
         "--warmup-seconds", "0.1",
-        "--min-runs", "20", "--min-seconds", "0.5", "--out", str(out),
+        "--min-runs", "20", "--min-seconds", "0.5", "--accept-throttled", "--out", str(out),
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ LAYERS = (
     {"cli"},
     {"api"},
     {"pipeline", "checking", "inspection"},
-    {"measuring"},
+    {"measuring", "device_setup"},
     {"page"},
     {"report"},
     {"search", "bundle", "config", "shrink", "students"},

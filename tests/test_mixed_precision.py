@@ -84,7 +84,8 @@ def test_a_build_returns_operators_to_float_until_the_accuracy_is_kept(project: 
     done = edgecompile(
         "build", project.model, "--target", "x86", "--on", "local", "--data", project.train, "--eval", project.test,
         "--precision", "int8", "--runtime", "tflite", "--budget-ms", "1000", "--max-drop", "4", "--no-prune",
-        "--min-runs", "5", "--min-seconds", "0.05", "--warmup-seconds", "0.05", "--out", tmp_path / "out",
+        "--min-runs", "5", "--min-seconds", "0.05", "--warmup-seconds", "0.05", "--accept-throttled", "--out",
+        tmp_path / "out",
     )  # fmt: skip
     assert "Traceback" not in done.err
     manifest = bundle.read(tmp_path / "out").manifest

@@ -313,6 +313,13 @@ def test_a_calm_machine_is_not_doubted() -> None:
     assert found() == []
 
 
+def test_a_load_that_was_over_when_the_measurement_began_is_no_doubt() -> None:
+    assert found(**changed("before", load=9.0)) == []
+    assert found(**changed("before", load=9.0), other_cpus=1.5)[-1] == (
+        "the load average was 9.0 on 4 CPUs before the start", True
+    )  # fmt: skip
+
+
 CAPPED = (replace(described().before.clusters[0], allowed_mhz=1000.0),)
 
 
@@ -323,7 +330,7 @@ CAPPED = (replace(described().before.clusters[0], allowed_mhz=1000.0),)
         ({"during": during(throttled=0b10)}, "throttled while measuring: the firmware caps the clock"),
         (changed("after", throttled=0b1000), "throttled while measuring: the soft temperature limit is reached"),
         (changed("after", throttled=0x40000), "throttled while measuring: the firmware throttles the CPU"),
-        (changed("before", load=4.6), "the load average was 4.6 on 4 CPUs before the start"),
+        (changed("before", load=4.6) | {"other_cpus": None}, "the load average was 4.6 on 4 CPUs before the start"),
         (changed("after", clusters=CAPPED), "the clock is capped at 1000 of 1500 MHz"),
         ({"during": during(frequency_mhz=1000.0)}, "the CPU ran at 1000 of 1500 MHz while measuring"),
         ({"during": during(frequency_fall=0.2, frequency_mhz_lowest=1200.0)}, "clock fell by 20% while measuring"),

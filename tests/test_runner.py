@@ -85,8 +85,8 @@ def test_every_file_has_its_runs_and_seconds_in_every_round(measured: dict[str, 
         assert model["runs"] >= 6
         kept = [ms for one in model["latencies_ms"] for ms in one]
         assert len(kept) >= model["runs"] / model["kept_every"]
-        # Between two runs the loop itself takes time, as much as a file of two microseconds does: the latencies add up to
-        # a part of the seconds, but of their order.
+        # Between two runs the loop itself takes time, as much as a file of two microseconds does: the latencies add up
+        # to a part of the seconds, but of their order.
         assert 0.1 * 200 < sum(kept) * model["kept_every"] < 10 * 200
         assert all(ms > 0 for ms in kept)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,29 @@ def test_the_least_loss_within_the_budget_wins() -> None:
     assert choice.status == "met"
     assert choice.verdicts == ("20 % too slow", "met (measured)", "met (measured)")
     assert "measured on here" in choice.text
+
+
+def test_a_measurement_of_a_slowed_device_counts_only_where_that_is_accepted() -> None:
+    one = candidate("fp32", 5)
+    assert one.measurement is not None
+    slowed = replace(one, measurement=replace(one.measurement, trusted=False, warnings=("it was hot",)))
+    choice = search.choose([slowed], Budget(latency_ms=10))
+    assert choice.status == "not met"
+    assert choice.verdicts == ("not trusted: the device was not itself",)
+    assert "it was hot" in choice.help
+    assert any("--accept-throttled" in hint for hint in choice.help)
+    assert search.violations(slowed, Budget(latency_ms=10)) == (), "nothing is pruned because of it"
+    accepted = search.choose([slowed], Budget(latency_ms=10, accept_throttled=True))
+    assert accepted.status == "met"
+    assert accepted.verdicts == ("met (measured, not trusted)",)
+    assert "--accept-throttled" in accepted.text
+    trusted = candidate("int8", 9, drop=0.5)
+    assert search.choose([slowed, trusted], Budget(latency_ms=10)).candidate is trusted
+
+
+def test_what_was_imported_is_not_met() -> None:
+    choice = search.choose([candidate("fp32", 5, provenance="imported")], Budget(latency_ms=10))
+    assert choice.status == "predicted"
 
 
 def test_ties_go_to_the_faster_and_a_gain_is_no_gain() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +24,7 @@ from edgecompile.transport.local import LocalTransport
 from edgecompile.types import Artifact, Environment, Ratio
 from tests.lowering import Net
 from tests.sshd import serve
+from tests.test_cli import edgecompile
 from tests.test_probes import Board, unpack
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -82,6 +86,56 @@ def test_a_machine_that_tells_nothing_is_followed_too(tiny: Artifact, tmp_path: 
 def test_a_time_must_be_positive(tiny: Artifact) -> None:
     with LocalTransport() as transport, pytest.raises(InputError, match="cannot run for -1 seconds"):
         bench.sustained(tiny, transport, bench.BenchOptions(), -1.0)
+
+
+def interrupted_bench(file: Path, *arguments: str, after_s: float = 4.0) -> tuple[int, str, str]:
+    """The command, which gets Ctrl-C after some seconds of measuring."""
+    command = [sys.executable, "-m", "edgecompile", "bench", str(file), "--sustained", "60s", *arguments]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
+    assert child.stderr is not None
+    assert "Run " in child.stderr.readline()
+    time.sleep(after_s)
+    child.send_signal(signal.SIGINT)
+    out, err = child.communicate(timeout=60)
+    return child.returncode, out, err
+
+
+def test_ctrl_c_keeps_what_was_measured(tiny: Artifact, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.svg"
+    code, out, err = interrupted_bench(tiny.file, "--plot", str(picture))
+    assert code == 130, err
+    assert "interrupted after" in out
+    assert "Traceback" not in err
+    assert ElementTree.fromstring(picture.read_text()).findall(f"{SVG}polyline")
+
+
+def test_ctrl_c_before_anything_was_measured_leaves_nothing(tiny: Artifact, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.svg"
+    code, _, err = interrupted_bench(tiny.file, "--plot", str(picture), after_s=0.0)
+    assert code == 130, err
+    assert "interrupted" in err
+    assert not picture.exists()
+
+
+def test_the_command_prints_a_table_and_draws_a_picture(tiny: Artifact, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.svg"
+    done = edgecompile("bench", tiny.file, "--sustained", "1s", "--plot", picture)
+    assert done.code == 0, done.err
+    assert "median of the first half" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert picture.read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(("--sustained", "soon"), "length of time"), (("--sustained", "1s", "--plot", "/proc/x"), "/proc/x")],
+)
+def test_what_cannot_be_is_refused_at_once(arguments: tuple[str, ...], word: str, tiny: Artifact) -> None:
+    done = edgecompile("bench", tiny.file, *arguments)
+    assert done.code == 2
+    assert word in done.err
 
 
 def test_over_ssh_the_probes_travel_with_the_runner(

@@ -366,6 +366,6 @@ def test_ctrl_c_during_an_upload(server: Server, big: Path, monkeypatch: pytest.
         yield b"part"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("edgecompile.transport.ssh._chunks", interrupted)
+    monkeypatch.setattr("edgecompile.transport.ssh_connection._chunks", interrupted)
     with pytest.raises(KeyboardInterrupt), client(server) as transport:
         transport.put(big, "there")

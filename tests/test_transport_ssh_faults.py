@@ -274,7 +274,7 @@ def test_without_python_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyP
     tools.mkdir()
     for name in ("sh", "cat", "mkdir", "mktemp", "rm", "date", "cut", "chmod", "sleep"):
         (tools / name).symlink_to(program(name))
-    monkeypatch.setattr("edgecompile.transport.ssh._PYTHONS", ("python3", "python", "/nowhere/python3"))
+    monkeypatch.setattr("edgecompile.transport.shell._PYTHONS", ("python3", "python", "/nowhere/python3"))
     with other(tmp_path, monkeypatch, PATH=str(tools)) as server:
         with pytest.raises(DeviceError, match="no Python 3") as found, client(server) as transport:
             _ = transport.python

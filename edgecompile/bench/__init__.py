@@ -1,7 +1,8 @@
 """Measures files on a machine, interleaved, and turns latencies into figures with intervals."""
 
 from edgecompile.bench.files import bare_file
-from edgecompile.bench.measure import BenchOptions, BenchResult, measure, unsteady
+from edgecompile.bench.measure import measure, unsteady
+from edgecompile.bench.options import BenchOptions, BenchResult
 from edgecompile.bench.plot import sustained_svg
 from edgecompile.bench.runner import run_inputs
 from edgecompile.bench.state import Doubt

@@ -86,7 +86,7 @@ class Machine:
     affinity: tuple[int, ...]
     before: State
     after: State
-    own_cpus: float
+    own_cpus: float | None
     other_cpus: float | None
     stolen_cpus: float | None
     during: During | None = None

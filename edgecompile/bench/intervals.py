@@ -28,6 +28,15 @@ def percentile(rounds: Sequence[Sequence[float]], q: float) -> stats.Interval:
     return _widened(over_runs, [float(np.log(np.percentile(one, q))) for one in rounds])
 
 
+def over_rounds(values: Sequence[float]) -> stats.Interval:
+    """The median of one figure a round, with Student's t on their logarithms. One round tells nothing of its spread."""
+    value = median(values)
+    found = stats.Interval(value=value, low=value, high=value)
+    import numpy as np
+
+    return _widened(found, [float(np.log(one)) for one in values])
+
+
 def ratio(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]], q: float) -> stats.Interval:
     """The ratio of two percentiles measured in the same rounds. Raises ``ValueError`` for fewer than two rounds."""
     import numpy as np

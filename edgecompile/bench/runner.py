@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from edgecompile import content
+from edgecompile.bench import benchmark_model as by_tool
 from edgecompile.bench import document
 from edgecompile.errors import DeviceError, EdgecompileError, InputError
 from edgecompile.transport import Completed, Transport
@@ -21,10 +22,19 @@ _INSTALL = {"tflite": "ai-edge-litert", "onnxruntime": "onnxruntime"}
 
 
 def run(
-    artifacts: Sequence[Artifact], transport: Transport, arguments: Sequence[str], kind: type[T], *, timeout_s: float
+    artifacts: Sequence[Artifact],
+    transport: Transport,
+    arguments: Sequence[str],
+    kind: type[T],
+    *,
+    timeout_s: float,
+    placed: Sequence[str] | None = None,
 ) -> T:
-    """Run the runner on files with ``arguments``; its document. Raises `DeviceError`, or `InputError` for bad files."""
-    models = _put(artifacts, transport)
+    """Run the runner on files with ``arguments``; its document. Raises `DeviceError`, or `InputError` for bad files.
+
+    ``placed`` is what `put` gave, where that was done before.
+    """
+    models = put(artifacts, transport) if placed is None else placed
     done = transport.run([transport.python, "runner.py", *models, *arguments, "--json"], timeout_s=timeout_s)
     log.debug("the runner said: %s", done.err.strip())
     if document.SENTINEL not in done.out:
@@ -35,7 +45,7 @@ def run(
     return found
 
 
-def _put(artifacts: Sequence[Artifact], transport: Transport) -> list[str]:
+def put(artifacts: Sequence[Artifact], transport: Transport) -> list[str]:
     """Put the runner, its backends and the files there; the ``--model`` arguments."""
     root = content.builtin_root("targets")
     for program in ("runner.py", "probes.py"):
@@ -78,10 +88,15 @@ def _no_answer(done: Completed, transport: Transport) -> DeviceError:
     missing = re.search(r"No module named '([\w.]+)'", last)
     if missing:
         package = missing.group(1)
-        return DeviceError(
-            f"Python on {where} has no package {package!r}", remedy=f"install it there with: pip install {package}"
-        )
+        return DeviceError(f"Python on {where} has no package {package!r}", remedy=_how_to_install(transport, package))
     return DeviceError(f"the runner on {where} failed with exit code {done.code}: {last}", remedy="see -vv for more")
+
+
+def _how_to_install(transport: Transport, package: str, runtime: str = "tflite") -> str:
+    if transport.is_this_machine:
+        return f"install it with: pip install {package}"
+    which = f" --runtime {runtime}" if runtime != "tflite" else ""
+    return f"run: edgecompile device setup --on {transport.address}{which} (or install it there: pip install {package})"
 
 
 def _raise(fault: document.Fault, artifacts: Sequence[Artifact], transport: Transport) -> NoReturn:
@@ -91,7 +106,7 @@ def _raise(fault: document.Fault, artifacts: Sequence[Artifact], transport: Tran
     if fault.kind == "no_runtime":
         raise DeviceError(
             f"{where} has no runtime for {file}: {fault.message}",
-            remedy=f"install it there with: pip install {_INSTALL[runtime]}",
+            remedy=_how_to_install(transport, _INSTALL[runtime], runtime),
         )
     if fault.kind == "crash":
         raise DeviceError(
@@ -106,12 +121,18 @@ def _raise(fault: document.Fault, artifacts: Sequence[Artifact], transport: Tran
     raise InputError(f"{file} on {where}: {fault.message}", remedy=remedy)
 
 
-def run_inputs(artifact: Artifact, transport: Transport, *, inputs: Path, outputs: Path) -> None:
+def run_inputs(
+    artifact: Artifact, transport: Transport, *, inputs: Path, outputs: Path, benchmark_model: str | None = None
+) -> str:
     """Run a file on stacked inputs (``.npz``, by the file's own names) and write its outputs, stacked the same way.
 
-    Raises `DeviceError` for the machine, `InputError` for the file or the inputs.
+    Gives what ran it, like ``ai_edge_litert 2.1.0``. Raises `DeviceError` for the machine, `InputError` for the file
+    or the inputs.
     """
+    if benchmark_model is not None:
+        return by_tool.run_inputs(artifact, transport, program=benchmark_model, inputs=inputs, outputs=outputs)
     transport.put(inputs, "inputs.npz")
     arguments = ["--run-inputs", "inputs.npz", "--write-outputs", "outputs.npz"]
-    run([artifact], transport, arguments, document.Ran, timeout_s=600.0)
+    ran = run([artifact], transport, arguments, document.Ran, timeout_s=600.0)
     transport.get("outputs.npz", outputs)
+    return f"{ran.package} {ran.version}"

@@ -72,7 +72,9 @@ def _company(machine: Machine, threads: int) -> Iterator[Doubt]:
     if machine.stolen_cpus is not None and machine.stolen_cpus > _STOLEN_CPUS:
         yield Doubt(words=f"the virtual machine's host took {machine.stolen_cpus:.2f} CPUs away while measuring")
     load = machine.before.load
-    if load is not None and load > machine.cores:
+    # The load of the last minute may have been our own work, which was over when the measurement began.
+    alone = machine.other_cpus is not None and machine.other_cpus <= _BUSY_CPUS
+    if load is not None and load > machine.cores and not alone:
         yield Doubt(words=f"the load average was {load:.1f} on {machine.cores} CPUs before the start", grave=True)
     kinds = [clock for clock in machine.before.clusters if set(clock.cpus) & set(machine.affinity)]
     if len({(clock.core, clock.capacity, clock.max_mhz) for clock in kinds}) > 1:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgecompile.bench import document, intervals, runner, state
-from edgecompile.bench.measure import BenchOptions, environment_of
-from edgecompile.errors import InputError
+from edgecompile.bench.options import BenchOptions, environment_of
+from edgecompile.errors import EdgecompileError, InputError
 from edgecompile.transport import Transport
 from edgecompile.types import Artifact, Environment, Ratio
 
@@ -17,6 +17,8 @@ _MINUTE_S = 60.0
 _BLOCKS = 6
 #: Loading, probing and the transport have this long besides the run itself.
 _BESIDES_S = 300.0
+#: Where the runner writes down each second.
+_LOG = "sustained.log"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +27,7 @@ class Sustained:
 
     ``temperature_c`` and ``frequency_mhz`` hold ``None`` where the machine does not tell. ``slow_down`` is the last
     minute's median over the first's; of a run shorter than two minutes, they are its halves. It is ``None`` where a
-    single run took about as long as that.
+    single run took about as long as that. ``interrupted``: somebody ended it before its time.
     """
 
     device: str
@@ -43,6 +45,7 @@ class Sustained:
     runs: int
     environment: Environment
     warnings: tuple[str, ...] = ()
+    interrupted: bool = False
 
 
 def seconds_of(text: str) -> float:
@@ -57,16 +60,19 @@ def seconds_of(text: str) -> float:
 def sustained(artifact: Artifact, transport: Transport, options: BenchOptions, seconds: float) -> Sustained:
     """Run a file for ``seconds`` on a machine and follow latency, temperature and clock.
 
-    Of the options, ``threads``, ``seed`` and ``pin`` apply. Raises `DeviceError` when the machine or its runner fails,
-    `InputError` when the file cannot be run or ``seconds`` is not positive.
+    Ctrl-C ends it; what was measured by then is kept, from the second second on. Of the options, ``threads``, ``seed``
+    and ``pin`` apply. Raises `DeviceError` when the machine or its runner fails, `InputError` when the file cannot be
+    run or ``seconds`` is not positive.
     """
     if seconds <= 0:
         raise InputError(f"cannot run for {seconds:g} seconds", remedy="give a positive number")
     arguments = ["--sustained", f"{seconds:.3f}", *([] if options.pin else ["--no-pin"])]
     arguments += ["--threads", str(options.threads), "--seed", str(options.seed)]
-    found = runner.run(
-        [artifact], transport, arguments, document.SustainedDocument, timeout_s=2.0 * seconds + _BESIDES_S
-    )
+    placed, interrupted = runner.put([artifact], transport), False
+    try:
+        found = _run(artifact, transport, [*arguments, "--log", _LOG], 2.0 * seconds + _BESIDES_S, placed)
+    except KeyboardInterrupt:
+        found, interrupted = _so_far(artifact, transport, placed), True
     first, last = _ends(found.at_s, found.latency_ms)
     return Sustained(
         device=found.environment.device,
@@ -84,7 +90,26 @@ def sustained(artifact: Artifact, transport: Transport, options: BenchOptions, s
         runs=sum(found.runs),
         environment=environment_of(found.environment),
         warnings=tuple(doubt.words for doubt in state.doubts(found.environment, options.threads)),
+        interrupted=interrupted,
     )
+
+
+def _run(
+    artifact: Artifact, transport: Transport, arguments: Sequence[str], timeout_s: float, placed: Sequence[str]
+) -> document.SustainedDocument:
+    kind = document.SustainedDocument
+    return runner.run([artifact], transport, arguments, kind, timeout_s=timeout_s, placed=placed)
+
+
+def _so_far(artifact: Artifact, transport: Transport, placed: Sequence[str]) -> document.SustainedDocument:
+    """What an interrupted run had measured. Raises ``KeyboardInterrupt`` where that is nothing."""
+    try:
+        found = _run(artifact, transport, ["--from-log", _LOG], _BESIDES_S, placed)
+    except EdgecompileError as exc:
+        raise KeyboardInterrupt from exc
+    if len(found.at_s) < 2:
+        raise KeyboardInterrupt
+    return found
 
 
 def _slow_down(first: Sequence[float], last: Sequence[float]) -> Ratio | None:

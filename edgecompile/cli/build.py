@@ -77,6 +77,11 @@ def build_options(command: F) -> F:
             type=positive,
             help="Run so many evaluation samples on the device, too.",
         ),
+        click.option(
+            "--accept-throttled",
+            is_flag=True,
+            help="Let measurements count that were taken while the device was throttled, overloaded or unsteady.",
+        ),
         click.option("--threads", type=positive, help="Threads on the device; else the profile's."),
         click.option("--warmup-seconds", type=click.FloatRange(min=0), default=1.0, show_default=True),
         click.option("--min-runs", type=positive, default=50, show_default=True),

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgecompile.cli.common import ON_HELP, PATH, common, face, print_json
+
+if TYPE_CHECKING:
+    from edgecompile.bench import BenchOptions
+    from edgecompile.report import Face
 
 
 @click.command(short_help="Measure files, interleaved, with their ratios.")
@@ -21,6 +27,9 @@ from edgecompile.cli.common import ON_HELP, PATH, common, face, print_json
 @click.option("--min-runs", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--min-seconds", type=click.FloatRange(min=0), default=3.0, show_default=True)
 @click.option("--power-mode", help="Of a Jetson while it is measured: a name or number. Put back afterwards.")
+@click.option("--accept-throttled", is_flag=True, help="Let --budget-ms count what an unsteady machine measured.")
+@click.option("--sustained", metavar="TIME", help="Run one file for 10m (or 90s, 1h) and follow heat and clock.")
+@click.option("--plot", type=PATH, help="Where --sustained draws its picture.  [default: FILE.sustained.svg]")
 @click.option("--json", "as_json", is_flag=True)
 @common
 def bench(
@@ -33,12 +42,19 @@ def bench(
     min_runs: int,
     min_seconds: float,
     power_mode: str | None,
+    accept_throttled: bool,
+    sustained: str | None,
+    plot: Path | None,
     as_json: bool,
     quiet: bool,
     verbose: int,
     debug: bool,
 ) -> int:
-    """Measure bundles, .tflite or .onnx files, interleaved; ratios are against the first."""
+    """Measure bundles, .tflite or .onnx files, interleaved; ratios are against the first.
+
+    With --sustained, one file runs without a break; a table and a picture show its latency against time and
+    temperature. Ctrl-C ends it and keeps what was measured.
+    """
     from edgecompile import measuring, report
     from edgecompile.bench import BenchOptions
     from edgecompile.types import to_builtins
@@ -51,12 +67,45 @@ def bench(
         min_runs=min_runs,
         min_seconds=min_seconds,
     )
+    if sustained is not None:
+        return _sustained(paths, options, terminal, on=on, length=sustained, plot=plot, as_json=as_json)
     result = measuring.measure(paths, options, terminal, on=on, power_mode=power_mode)
     if as_json:
         print_json(to_builtins(result))
     else:
         terminal.print(*report.bench(result.names, result.measurements, result.ratios))
-    return 0 if budget_ms is None or result.measurements[0].meets(budget_ms) else 3
+    first = result.measurements[0]
+    met = budget_ms is None or (first.meets(budget_ms) if accept_throttled else first.counts(budget_ms))
+    if not met and budget_ms is not None and first.meets(budget_ms):
+        terminal.warn("the measurement is not trusted, so the budget is not met (--accept-throttled lets it count)")
+    return 0 if met else 3
+
+
+def _sustained(
+    paths: Sequence[Path],
+    options: BenchOptions,
+    terminal: Face,
+    *,
+    on: str,
+    length: str,
+    plot: Path | None,
+    as_json: bool,
+) -> int:
+    from edgecompile import measuring, report
+    from edgecompile.bench import seconds_of
+    from edgecompile.errors import EXIT_INTERRUPTED, InputError
+    from edgecompile.types import to_builtins
+
+    if len(paths) != 1:
+        raise InputError(f"--sustained runs one file, {len(paths)} are given", remedy="give one file or bundle")
+    picture = plot or Path(f"{str(paths[0]).rstrip('/')}.sustained.svg")
+    found = measuring.sustained(paths[0], options, terminal, on=on, seconds=seconds_of(length), picture=picture)
+    if as_json:
+        print_json(to_builtins(found))
+    else:
+        terminal.print(*report.sustained(found))
+        terminal.note(f"the picture is {picture}")
+    return EXIT_INTERRUPTED if found.interrupted else 0
 
 
 @click.command(short_help="Check a bundle's hashes and golden vectors.")

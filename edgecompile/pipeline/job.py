@@ -198,6 +198,7 @@ def _budget(request: BuildRequest, profile: profiles.DeviceProfile) -> Budget:
         max_drop=request.max_drop,
         min_sqnr_db=request.min_sqnr_db,
         max_size_bytes=round(request.max_size_mb * 1e6) if request.max_size_mb is not None else None,
+        accept_throttled=request.accept_throttled,
     )
 
 

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from edgecompile import (
     __version__,
+    bench,
     bundle,
     engines,
     execute,
@@ -50,11 +53,11 @@ def write_bundle(
     artifact = choice.candidate.artifact
     assert artifact is not None
     assert choice.candidate.measurement is not None
-    verdict = _verdict(job, choice, evaluation.shipped)
     mine = changed(job, choice.candidate.plan)
     with job.progress.stage("Write the bundle"), bundle.BundleWriter(job.request.out) as writer:
         model_path = writer.add("model", artifact.file, f"model{artifact.file.suffix}")
-        golden = _add_golden(mine, writer, replace(artifact, file=model_path))
+        golden = _checked(job, _add_golden(mine, writer, replace(artifact, file=model_path)), artifact, writer)
+        verdict = _verdict(job, choice, evaluation.shipped, golden)
         if job.data.class_names:
             writer.add_bytes("labels", ("\n".join(job.data.class_names) + "\n").encode(), "labels.txt")
         bundle.add_runner(writer, artifact.runtime)
@@ -99,9 +102,14 @@ def write_bundle(
     return BuildResult(bundle=result, exit_code=verdict.exit_code)
 
 
-def _verdict(job: Job, choice: search.Choice, accuracy: Accuracy | None) -> bundle.Verdict:
+def _verdict(job: Job, choice: search.Choice, accuracy: Accuracy | None, golden: bundle.Golden) -> bundle.Verdict:
     """The verdict on the file that ships: its accuracy limit is checked on the evaluation part."""
     missed = search.accuracy_violations(accuracy, job.budget)
+    faults = [f"{found.device}: {found.fault}" for found in golden.devices if found.fault is not None]
+    if faults:
+        text = f"{choice.candidate.plan.label} does not compute the same on the device: {'; '.join(faults)}"
+        help_ = ("see what it costs there: --eval-on-device N", "install the runtime of this machine on the device")
+        return bundle.Verdict(status="not met", text=text, exit_code=LimitNotMet.exit_code, help=help_)
     if choice.status == "not met" or missed:
         text = choice.text
         if choice.status != "not met":
@@ -128,6 +136,8 @@ def _add_golden(job: Job, writer: bundle.BundleWriter, artifact: Artifact) -> bu
         samples=len(samples),
         comparison="exact" if exact else "relative",
         tolerance=0.0 if exact else bundle.GOLDEN_FLOAT_TOLERANCE,
+        runtime=execute.runtime_name(artifact.runtime),
+        steps=execute.output_steps(artifact) if exact else {},
     )
 
 
@@ -139,6 +149,28 @@ def _add_engines(writer: bundle.BundleWriter, chosen: Candidate) -> tuple[bundle
     if chosen.engine is None:
         return ()
     return (bundle.add_engine(writer, chosen.engine, engines.layers_json(chosen.engine)),)
+
+
+def _checked(job: Job, golden: bundle.Golden, artifact: Artifact, writer: bundle.BundleWriter) -> bundle.Golden:
+    """The golden vectors with what the device makes of them, where there is one that runs files of this runtime."""
+    if job.request.on in (None, "local") or artifact.runtime == "tensorrt":
+        return golden
+    with (
+        job.progress.stage("Check the golden vectors on the device"),
+        tempfile.TemporaryDirectory() as folder,
+        job.transport() as transport,
+    ):
+        found = Path(folder) / "outputs.npz"
+        inputs, outputs = (writer.path(f"golden/{name}.npz") for name in ("inputs", "outputs"))
+        runtime = bench.run_inputs(artifact, transport, inputs=inputs, outputs=found)
+        device = transport.description
+        with np.load(outputs, allow_pickle=False) as want, np.load(found, allow_pickle=False) as have:
+            try:
+                worst, fault = bundle.compare_golden(golden, dict(want), dict(have), runtime=runtime), None
+            except LimitNotMet as exc:
+                worst, fault = None, exc.message
+    seen = bundle.GoldenOnDevice(device=device, runtime=runtime, largest_error=worst, fault=fault)
+    return replace(golden, devices=(seen,))
 
 
 def _model_facts(job: Job) -> bundle.ModelFacts:

@@ -40,6 +40,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def address(self) -> str:
+        """What ``--on`` takes to come here again."""
+        ...
+
+    @property
     def is_this_machine(self) -> bool:
         """Whether what is measured there was measured here."""
         ...
@@ -69,7 +74,7 @@ class Transport(Protocol):
 
 
 def open_transport(where: str, *, waiting: Callable[[str], None] | None = None) -> Transport:
-    """The way to ``where``: ``local``, ``ssh://user@host:port``, or ``lab:pi4``. Nothing is connected or started yet.
+    """The way to ``where``: ``local``, ``ssh://user@host:port``, ``adb:SERIAL``, ``lab:pi4``; not connected yet.
 
     ``waiting`` is told once when another build has the machine. Raises `InputError` when ``where`` is none of them.
     """
@@ -81,6 +86,10 @@ def open_transport(where: str, *, waiting: Callable[[str], None] | None = None) 
         from edgecompile.transport.ssh import SSHTransport
 
         return SSHTransport(where, waiting=waiting)
+    if where.startswith("adb:"):
+        from edgecompile.transport.adb import AdbTransport
+
+        return AdbTransport(where, waiting=waiting)
     if where.startswith("lab:"):
         from edgecompile.transport.lab import LabTransport
 
@@ -88,7 +97,7 @@ def open_transport(where: str, *, waiting: Callable[[str], None] | None = None) 
     place = where.rpartition("@")[2]  # what stands before it may hold a password
     raise InputError(
         f"{place!r} is no way to a machine",
-        remedy="write local, ssh://user@host, ssh://user@host:port, or lab:pi4 for an emulated board",
+        remedy="write local, ssh://user@host[:port], adb:SERIAL for a phone, or lab:pi4 for an emulated board",
     )
 
 

@@ -21,6 +21,7 @@ class LocalTransport:
     """Runs on this machine, with this Python interpreter. See `edgecompile.transport.Transport`."""
 
     description = "this machine"
+    address = "local"
     is_this_machine = True
     python = sys.executable
 

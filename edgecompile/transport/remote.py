@@ -194,7 +194,20 @@ echo "$m:begin"
 tail -c "+$2" "$1"
 """
 
+# The environment that `edgecompile device setup` makes goes first: environment.py knows the same places.
 _PYTHON = """
+if [ "$1" = own ]; then
+  uid=$(id -u 2>/dev/null)
+  for home in "$EDGECOMPILE_HOME" "$HOME/.edgecompile" "/var/tmp/edgecompile-$uid"; do
+    p=$home/current/bin/python
+    case $home in /*) ;; *) continue;; esac
+    [ -x "$p" ] && [ "$(ls -ldn "$home" 2>/dev/null | tr -s " " | cut -d" " -f3)" = "$uid" ] || continue
+    "$p" -c "import sys; sys.exit(sys.version_info < (3, 7))" >/dev/null 2>&1 </dev/null || continue
+    answer found "$p"
+    exit
+  done
+fi
+shift
 for p in "$@"; do
   "$p" -c "import sys; sys.exit(sys.version_info < (3, 7))" >/dev/null 2>&1 </dev/null || continue
   answer found "$(command -v "$p")"

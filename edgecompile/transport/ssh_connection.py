@@ -1,7 +1,7 @@
 """One SSH connection: made, used and closed, with a time limit on every single wait.
 
 Faults are told apart here, once: `Dropped` (the connection is lost; another may do) and `Refused` (the machine
-answered and said no). Both stay inside this package; `edgecompile.transport.ssh` turns them into `DeviceError`.
+answered and said no).
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from edgecompile.errors import DeviceError
+from edgecompile.transport.connection import SILENCE_S, Dropped, Refused
 from edgecompile.transport.remote import APPEND, READ, Call, call
 from edgecompile.transport.ssh_config import Endpoint, resolve
 from edgecompile.transport.ssh_keys import Authenticator, check_host_key, known_keys, prefer_known_types
@@ -25,21 +27,11 @@ from edgecompile.transport.ssh_keys import Authenticator, check_host_key, known_
 if TYPE_CHECKING:
     import paramiko
 
-#: How long the connection may be silent before it counts as lost, in seconds.
-SILENCE_S = 30.0
 KEEPALIVE_S = 15
 CHUNK_BYTES = 256 * 1024
 _LONGEST_ANSWER = 64 * 1024
 _MOST_JUMPS = 8
 _FAREWELL_S = 5.0
-
-
-class Dropped(Exception):
-    """The connection is lost, or was never made."""
-
-
-class Refused(Exception):
-    """The machine is there and did not do what was asked."""
 
 
 class Connection:
@@ -141,7 +133,21 @@ class Connection:
                 self._without_sftp = True
         return self._sftp
 
-    def append(self, path: str, chunks: Iterator[bytes], offset: int) -> None:
+    def send(self, local: Path, path: str, offset: int) -> None:
+        """Write a file to ``path`` from ``offset`` on, which is how much of it is there already."""
+        with local.open("rb") as stream:
+            stream.seek(offset)
+            self._append(path, _chunks(stream), offset)
+
+    def fetch(self, path: str, size: int, local: Path) -> None:
+        """Copy the file at ``path`` to ``local``, going on where that ends."""
+        with local.open("ab") as stream:
+            if stream.tell() > size:
+                stream.truncate(0)
+            if stream.tell() < size:
+                self._read(path, stream.tell(), size, stream.write)
+
+    def _append(self, path: str, chunks: Iterator[bytes], offset: int) -> None:
         """Write ``chunks`` to the file at ``path`` from ``offset`` on, which is its size."""
         files = self._files()
         if files is None:
@@ -183,7 +189,7 @@ class Connection:
                 said.decode(errors="replace").strip().rpartition(":")[2].strip() or f"cat ended with {status}"
             )
 
-    def read(self, path: str, offset: int, size: int, write: Callable[[bytes], object]) -> None:
+    def _read(self, path: str, offset: int, size: int, write: Callable[[bytes], object]) -> None:
         """Hand the file at ``path`` from ``offset`` to ``size`` to ``write``, in pieces."""
         files = self._files()
         if files is None:
@@ -227,6 +233,11 @@ class Connection:
                         self._no_answer(channel, b"")
         finally:
             self._close(channel)
+
+
+def _chunks(stream: BinaryIO) -> Iterator[bytes]:
+    while chunk := stream.read(CHUNK_BYTES):
+        yield chunk
 
 
 @contextlib.contextmanager

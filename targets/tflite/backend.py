@@ -59,6 +59,7 @@ class Session:
         inputs, outputs = self._interface()
         self._in = {name: detail["index"] for name, detail in inputs}
         self._out = {name: detail["index"] for name, detail in outputs}
+        self.output_indices = dict(self._out)
         self.inputs = {name: _spec(detail) for name, detail in inputs}
         self.outputs = {name: _spec(detail) for name, detail in outputs}
 

@@ -30,6 +30,11 @@ class LabTransport(SSHTransport):
         """Its name, and that it is emulated."""
         return f"{SCHEME}{self.core.board} (emulated {self.core.name})"
 
+    @property
+    def address(self) -> str:
+        """``lab:pi4``."""
+        return f"{SCHEME}{self.core.board}"
+
     def __enter__(self) -> LabTransport:
         found = box.up(self.core.board, progress=_Notes(self._waiting) if self._waiting else None)
         self._endpoint = Endpoint(

@@ -1,0 +1,104 @@
+"""`edgecompile device`: prepare a device for measuring."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgecompile.cli.common import PATH, common, face, print_json
+from edgecompile.errors import InputError
+
+if TYPE_CHECKING:
+    from edgecompile.device_setup import Device, Made
+    from edgecompile.report import Face
+
+
+@click.group()
+def device() -> None:
+    """Prepare a device for measuring, and learn what it can do."""
+
+
+@device.command()
+@click.option("--on", required=True, help="The device: ssh://user@host[:port].")
+@click.option(
+    "--runtime",
+    multiple=True,
+    type=click.Choice(["tflite", "onnxruntime"]),
+    help="What shall run there. Repeatable.  [default: tflite]",
+)
+@click.option("--offline", is_flag=True, help="The device has no network: fetch wheels here and carry them there.")
+@click.option("--wheels", type=PATH, help="Carry wheels of this folder there; nothing is fetched.")
+@click.option("--remove", is_flag=True, help="Remove what an earlier set-up made.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Make a new environment though everything is there.")
+@click.option("--json", "as_json", is_flag=True)
+@common
+def setup(
+    on: str,
+    runtime: tuple[str, ...],
+    offline: bool,
+    wheels: Path | None,
+    remove: bool,
+    yes: bool,
+    force: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    debug: bool,
+) -> int:
+    """Make a Python environment on a device with what measuring there needs.
+
+    It lies in ~/.edgecompile there, stays, and is found by itself from then on; nothing else of the device changes.
+    """
+    from edgecompile import device_setup
+    from edgecompile.types import to_builtins
+
+    terminal = face(quiet, verbose, debug)
+    runtimes = device_setup.runtimes_of(runtime)
+    if wheels is not None and not wheels.is_dir():
+        raise InputError(f"--wheels {wheels}: no such folder", remedy="give a folder with .whl files")
+    with device_setup.connected(on, terminal) as there:
+        if remove:
+            click.echo("removed the environment" if there.remove() else "there is no environment to remove")
+            return 0
+        found = there.look()
+        missing = [name for name in runtimes if not found.has(name)]
+        if not missing and not force:
+            _tell(found, terminal)
+            click.echo(f"nothing to do: {on} runs files of {' and '.join(runtimes)}")
+            return 0
+        _tell(found, terminal)
+        if not yes:
+            _ask(found, runtimes, offline or wheels is not None)
+        made = there.make(found, runtimes, offline=offline, wheels=wheels)
+    if as_json:
+        print_json(to_builtins(made))
+    else:
+        click.echo(f"{on} is set up: {_packages(made)} in {made.root}")
+        click.echo(f"remove it with: edgecompile device setup --on {on} --remove")
+    return 0
+
+
+def _tell(found: Device, terminal: Face) -> None:
+    version = ".".join(map(str, found.python))
+    libc = f", {found.libc} {found.libc_version}" if found.libc else ""
+    there = ", ".join(f"{name} {v}" for name, v in found.installed.items()) or "no packages that could be used"
+    terminal.note(f"Python {version} on {found.machine}{libc}, {found.free_bytes / 1e9:.1f} GB free; {there}")
+    if found.environment is not None:
+        own = ", ".join(f"{name} {v}" for name, v in found.environment.items()) or "nothing usable"
+        terminal.note(f"an earlier set-up in {found.root}: {own}")
+
+
+def _ask(found: Device, runtimes: tuple[str, ...], carried: bool) -> None:
+    if not sys.stdin.isatty():
+        raise InputError("a set-up asks first, and there is no terminal to ask on", remedy="give --yes")
+    how = "from wheels carried there" if carried else "by the device's pip, from its package index"
+    what = " and ".join(runtimes)
+    click.confirm(f"make an environment in {found.root} there, for {what}, {how} (about 150 MB)?", abort=True, err=True)
+
+
+def _packages(made: Made) -> str:
+    return ", ".join(f"{name} {version}" for name, version in made.environment.items())
