@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 #: What `edgecompile` gives its own children for files of this size.
 MEMORY_BYTES = 6 << 30
-TIMEOUT_S = 20
+TIMEOUT_S = 40
 _SAMPLE = 500
 _INTERESTING = (0, 1, -1, 2, 7, 127, 128, 255, 256, 32767, 65536, 2**24, 2**31 - 1, -(2**31), 2**31, 2**62, -(2**63))
 

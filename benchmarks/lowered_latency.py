@@ -1,7 +1,9 @@
 """The quality of the lowered file: edgecompile's float and INT8 files against those of TensorFlow's converter.
 
     python -m benchmarks.lowered_latency                          # writes benchmarks/results/lowered_latency.json
-    python -m benchmarks.lowered_latency --nets resnet50 --rounds 20
+    python -m benchmarks.lowered_latency --work DIR --only-make   # in pieces: TensorFlow's files, which take minutes,
+    python -m benchmarks.lowered_latency --work DIR --only resnet50 vit_tiny     # some nets, then the others;
+    python -m benchmarks.lowered_latency --work DIR               # what is measured is kept, and not measured again
 
 The same prepared ONNX file stands behind all four files of a net: edgecompile's own lowering and its INT8 file, and
 what TensorFlow's converter makes of onnx2tf's graph, float and full-integer INT8, on the same calibration samples. All
@@ -14,6 +16,7 @@ them, accuracy does, so the INT8 files' signal-to-noise ratios only show that bo
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -93,14 +96,10 @@ def tensorflow_files(loaded: Model, samples: Sequence[Arrays], folder: Path) -> 
 
     Where LiteRT cannot run its INT8 file, its float file is quantized as edgecompile's is.
     """
-    folder.mkdir()
-    (spec,) = loaded.inputs
-    np.save(folder / "samples.npy", np.concatenate([sample[spec.name] for sample in samples]))
-    command = [sys.executable, "-m", "benchmarks.lowered_latency", "--convert", str(loaded.path), str(folder)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"onnx2tf or TensorFlow failed on {loaded.name}: {done.stderr[-2000:]}")
+    folder.mkdir(exist_ok=True)
+    if not (folder / "made").is_file():
+        _convert_in_child(loaded, samples, folder)
+        (folder / "made").touch()
     made = {precision: bench.bare_file(folder / f"{precision}.tflite") for precision in PRECISIONS}
     try:
         execute.artifact(made["int8"])
@@ -109,6 +108,16 @@ def tensorflow_files(loaded: Model, samples: Sequence[Arrays], folder: Path) -> 
         plan = Plan(runtime="tflite", precision="int8", calibration_samples=SAMPLES)
         made["int8"] = lower.RUNTIMES["tflite"].lower(loaded, plan, samples, folder / "again", path="onnx2tf")
     return made
+
+
+def _convert_in_child(loaded: Model, samples: Sequence[Arrays], folder: Path) -> None:
+    (spec,) = loaded.inputs
+    np.save(folder / "samples.npy", np.concatenate([sample[spec.name] for sample in samples]))
+    command = [sys.executable, "-m", "benchmarks.lowered_latency", "--convert", str(loaded.path), str(folder)]
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"onnx2tf or TensorFlow failed on {loaded.name}: {done.stderr[-2000:]}")
 
 
 def convert_by_tensorflow(onnx_file: Path, folder: Path) -> None:
@@ -256,10 +265,48 @@ def _interval(ratio: Mapping[str, float]) -> str:
     return f"{ratio['value']:.3f} [{ratio['ci_low']:.3f}, {ratio['ci_high']:.3f}]"
 
 
+def made_files(net: str, folder: Path) -> list[File]:
+    """All files of a net, examined. TensorFlow's are kept in ``folder``; ours are made anew, which takes seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    loaded, samples = prepared(net, folder)
+    made = [("edgecompile", a) for a in own_files(loaded, samples, folder / "own").values()]
+    made += [("tensorflow", a) for a in tensorflow_files(loaded, samples, folder / "tensorflow").values()]
+    return [examined(side, artifact, loaded, samples) for side, artifact in made]
+
+
+def measured(net: str, files: Sequence[File], options: bench.BenchOptions) -> dict[str, Any]:
+    """One net: its rows, each round's medians of both sides by precision, and the machine."""
+    result = measure(files, options)
+    rows, medians = [], {}
+    for precision, ours, theirs in pairs_of(files):
+        rows.append(row(net, precision, files[ours], files[theirs], result, (ours, theirs)))
+        medians[precision] = [[float(np.median(one)) for one in result.rounds[place]] for place in (ours, theirs)]
+        print(f"{net} {precision}: {_interval(rows[-1]['ratio'])}", flush=True)
+    return {"rows": rows, "medians": medians, "environment": to_builtins(result.measurements[0].environment)}
+
+
+def document(parts: Sequence[Mapping[str, Any]], rounds: int) -> dict[str, Any]:
+    """What is written: the means over the nets, and every net."""
+    medians: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for part in parts:
+        for precision, (ours, theirs) in part["medians"].items():
+            medians.setdefault(precision, []).append((np.array(ours), np.array(theirs)))
+    return {
+        "command": "python -m benchmarks.lowered_latency",
+        "rounds": rounds,
+        "environment": parts[-1]["environment"],
+        "geometric_means": {precision: geometric_mean(pairs) for precision, pairs in medians.items()},
+        "rows": [row for part in parts for row in part["rows"]],
+    }
+
+
 def main() -> None:
     """Convert, examine and measure net by net; print the table and write the JSON file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="+", default=list(NETS))
+    parser.add_argument("--nets", nargs="+", default=list(NETS), help="the nets of the table")
+    parser.add_argument("--only", nargs="+", help="work on these now, and leave the table for later")
+    parser.add_argument("--only-make", action="store_true", help="make the files, measure nothing")
+    parser.add_argument("--work", type=Path, help="keep files and measurements there, and go on from them")
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--min-seconds", type=float, default=6.0)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -269,35 +316,23 @@ def main() -> None:
         convert_by_tensorflow(*arguments.convert)
         return
     options = bench.BenchOptions(threads=1, rounds=arguments.rounds, min_seconds=arguments.min_seconds)
-    rows: list[Any] = []
-    medians: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {precision: [] for precision in PRECISIONS}
-    with tempfile.TemporaryDirectory(prefix="edgecompile-latency-") as name:
-        for net in arguments.nets:
-            folder = Path(name) / net
-            folder.mkdir()
-            loaded, samples = prepared(net, folder)
-            made = [("edgecompile", a) for a in own_files(loaded, samples, folder / "own").values()]
-            made += [("tensorflow", a) for a in tensorflow_files(loaded, samples, folder / "tensorflow").values()]
-            files = [examined(side, artifact, loaded, samples) for side, artifact in made]
-            result = measure(files, options)
-            for precision, ours, theirs in pairs_of(files):
-                rows.append(row(net, precision, files[ours], files[theirs], result, (ours, theirs)))
-                by_round = [np.array([np.median(one) for one in result.rounds[place]]) for place in (ours, theirs)]
-                medians[precision].append((by_round[0], by_round[1]))
-                print(f"{net} {precision}: {_interval(rows[-1]['ratio'])}", flush=True)
-    means = {precision: geometric_mean(pairs) for precision, pairs in medians.items() if pairs}
-    Console(width=160).print(table(rows, means))
+    with contextlib.ExitStack() as stack:
+        work = arguments.work or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="edgecompile-latency-")))
+        for net in arguments.only or arguments.nets:
+            kept = work / net / "measured.json"
+            if arguments.only_make:
+                made_files(net, work / net)
+            elif not kept.is_file():
+                found = measured(net, made_files(net, work / net), options)
+                kept.write_text(json.dumps(found, indent=1) + "\n")
+        if arguments.only or arguments.only_make:
+            return
+        parts = [json.loads((work / net / "measured.json").read_text()) for net in arguments.nets]
+    report = document(parts, arguments.rounds)
+    Console(width=160).print(table(report["rows"], report["geometric_means"]))
     print("* LiteRT cannot run TensorFlow's INT8 file: its float file, quantized as edgecompile's")
-    environment = to_builtins(result.measurements[0].environment)
-    document = {
-        "command": "python -m benchmarks.lowered_latency",
-        "rounds": arguments.rounds,
-        "environment": environment,
-        "geometric_means": means,
-        "rows": rows,
-    }
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(document, indent=1) + "\n")
+    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

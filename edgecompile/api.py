@@ -18,7 +18,7 @@ from edgecompile.errors import InputError
 if TYPE_CHECKING:
     from edgecompile.pipeline import BuildResult
     from edgecompile.progress import Progress
-    from edgecompile.types import BuildRequest, Option, Precision, RuntimeName
+    from edgecompile.types import BuildRequest, InputLayout, Option, Precision, RuntimeName
 
 AnyPath: TypeAlias = "str | PathLike[str]"
 Shapes: TypeAlias = "Sequence[int] | Mapping[str, Sequence[int]] | Sequence[tuple[str, Sequence[int]]]"
@@ -49,6 +49,7 @@ class BuildOptions(TypedDict, total=False):
     runtime: Sequence[RuntimeName]
     precision: Sequence[Precision]
     io: Literal["float32", "int8"]
+    layout: InputLayout
     on: str | None
     power_mode: str | None
     eval_on_device: int | None
@@ -83,6 +84,7 @@ _FIELDS = {
     "eval_samples": "evaluation_samples",
     "input_shape": "input_shapes",
     "io": "io_dtype",
+    "layout": "input_layout",
     "min_sqnr": "min_sqnr_db",
     "precision": "precisions",
     "runtime": "runtimes",

@@ -60,6 +60,7 @@ def propose(
                     precision=precision,
                     reduce_range=reduce_range,
                     io_dtype=request.io_dtype if precision == "int8" else "float32",
+                    input_layout=request.input_layout if runtime == "tflite" else "nhwc",
                     calibration_samples=request.calibration_samples if precision == "int8" else 0,
                     seed=request.seed,
                 )

@@ -25,6 +25,8 @@ Arrays: TypeAlias = "Mapping[str, npt.NDArray[np.generic]]"
 RunFunction: TypeAlias = "Callable[[Arrays], Arrays]"
 
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+#: How a .tflite file takes inputs of rank 4: channels last, or (``nchw``) as the model has them.
+InputLayout: TypeAlias = Literal["nhwc", "nchw"]
 RuntimeName: TypeAlias = Literal["tflite", "onnxruntime", "tensorrt"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
@@ -170,6 +172,7 @@ class BuildRequest:
     runtimes: tuple[RuntimeName, ...] = ()
     precisions: tuple[Precision, ...] = ()
     io_dtype: Literal["float32", "int8"] = "float32"
+    input_layout: InputLayout = "nhwc"
     threads: int | None = None
     warmup_s: float = 1.0
     min_runs: int = 50
@@ -213,6 +216,8 @@ class Plan:
     precision: Precision
     steps: tuple[Step, ...] = ()
     io_dtype: Literal["float32", "int8"] = "float32"
+    #: Of a .tflite file; other runtimes take inputs as the model has them.
+    input_layout: InputLayout = "nhwc"
     reduce_range: bool = False
     #: Of an INT8 plan, the outputs (in the ONNX graph) of weighted operators that stay in float.
     float_operators: tuple[str, ...] = ()

@@ -110,6 +110,20 @@ def test_the_bundle_holds_what_an_app_needs(built: tuple[Done, Path]) -> None:
     assert listed == {str(p.relative_to(built[1])) for p in built[1].rglob("*") if p.is_file()}
 
 
+def test_images_lie_as_in_the_model_on_request(project: Project, tmp_path: Path) -> None:
+    done = edgecompile(
+        "build", project.model, "--target", "x86", *GENEROUS, *QUICK, "--runtime", "tflite", "--precision", "fp32",
+        "--layout", "nchw", "--out", tmp_path / "o",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    manifest = bundle.read(tmp_path / "o").manifest
+    (port,) = manifest.inputs
+    assert (port.permutation, port.spec.shape[1]) == (None, 3)
+    assert manifest.plan.input_layout == "nchw"
+    assert {o.name: (o.value, o.origin) for o in manifest.options}["layout"] == ("nchw", "command line")
+    assert edgecompile("verify", tmp_path / "o").code == 0
+
+
 def test_nothing_is_left_beside_the_bundle_but_the_work_folder(built: tuple[Done, Path]) -> None:
     assert sorted(p.name for p in built[1].parent.iterdir()) == ["out", "out.work"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,21 @@ def test_an_output_that_is_an_input_or_an_output_twice(tmp_path: Path, path: str
     model = save_model(proto, tmp_path / "echo.onnx")
     artifact = TFLITE.lower(model, FP32, samples(model), tmp_path, path=path)
     assert largest_error(run_tflite(artifact), run_onnx(model.path), samples(model)) < 1e-5
+
+
+@pytest.mark.parametrize("path", TFLITE.paths)
+def test_on_request_all_lies_as_in_the_model(tmp_path: Path, path: str) -> None:
+    model = many_ports(tmp_path)
+    plans = [replace(plan, input_layout="nchw") for plan in (FP32, FP16, INT8, INT8_IO)]
+    floating = TFLITE.lower(model, plans[0], samples(model), tmp_path, path=path)
+    for plan in plans:
+        made = TFLITE.lower(model, plan, samples(model), tmp_path, path=path, float_artifact=floating)
+        assert "-nchw" in made.file.name
+        assert made.path_taken == path
+        assert [p.permutation for p in (*made.inputs, *made.outputs)] == [None] * 5
+        assert made.float_islands in (None, 0)
+        allowed = {"fp32": 1e-5, "fp16": 1e-2, "int8": 0.1}[plan.precision]
+        assert largest_error(run_tflite(made), run_onnx(model.path), samples(model)) < allowed
 
 
 def test_the_order_of_trust_is_our_own_lowering_first(tmp_path: Path) -> None:

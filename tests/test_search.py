@@ -64,6 +64,12 @@ def test_restrictions_hold() -> None:
     assert [(p.label, p.io_dtype) for p in plans] == [("tflite-int8", "int8"), ("tflite-int8-rr", "int8")]
 
 
+def test_the_layout_of_inputs_is_that_of_the_tflite_file_only() -> None:
+    request = BuildRequest(model="m", target="x86", out=Path("o"), input_layout="nchw")
+    plans = search.propose(request, X86, has_data=True, saturates=lambda _: False)
+    assert {(p.runtime, p.input_layout) for p in plans} == {("tflite", "nchw"), ("onnxruntime", "nhwc")}
+
+
 def test_the_least_loss_within_the_budget_wins() -> None:
     slow, good, fast = candidate("fp32", 12), candidate("fp16", 9, drop=0.3), candidate("int8", 3, drop=1.0)
     choice = search.choose([slow, good, fast], Budget(latency_ms=10))

@@ -70,6 +70,13 @@ def build_options(command: F) -> F:
             show_default=True,
             help="Type of the inputs and outputs of an INT8 file.",
         ),
+        click.option(
+            "--layout",
+            type=click.Choice(["nhwc", "nchw"]),
+            default="nhwc",
+            show_default=True,
+            help="Images in a .tflite file: channels last, or (nchw) all as the model has it.",
+        ),
         click.option("--on", help="Measure there: local, or ssh://user@host[:port]; else estimate for other devices."),
         click.option("--power-mode", help="Of a Jetson while it is measured: a name or number. Put back afterwards."),
         click.option(

@@ -86,7 +86,8 @@ def write_artifact(
 def file_name(plan: Plan, suffix: str) -> str:
     """The name of a plan's file; plans that differ in what they make have different names."""
     io = "-io8" if plan.io_dtype == "int8" else ""
-    return f"{plan.label}{io}{suffix}"
+    layout = "-nchw" if plan.input_layout == "nchw" else ""
+    return f"{plan.label}{io}{layout}{suffix}"
 
 
 def choose_path(paths: tuple[str, ...], path: str | None) -> tuple[str, ...]:

@@ -12,35 +12,37 @@ from typing import TYPE_CHECKING, TypeAlias
 from edgecompile.errors import InputError, UnsupportedModelError
 from edgecompile.lower import base, flatbuffer, quantize_tflite
 from edgecompile.lower.via_onnx2tf import Converted
-from edgecompile.types import Arrays, Artifact, Model, Plan, Precision, RuntimeName
+from edgecompile.types import Arrays, Artifact, InputLayout, Model, Plan, Precision, RuntimeName
 
 if TYPE_CHECKING:
     import onnx
 
 log = logging.getLogger(__name__)
 
-_FloatPath: TypeAlias = Callable[[Model, Sequence[Arrays]], Converted]
+_FloatPath: TypeAlias = Callable[[Model, Sequence[Arrays], InputLayout], Converted]
 
 
-def _direct(model: Model, samples: Sequence[Arrays]) -> Converted:
+def _direct(model: Model, samples: Sequence[Arrays], layout: InputLayout) -> Converted:
     """Our own lowering. Raises `UnsupportedModelError` naming the operators it lacks."""
     from edgecompile.lower import direct
 
-    result = direct.lower(base.load_onnx(model), input_layout="nhwc")
+    result = direct.lower(base.load_onnx(model), input_layout=layout)
     return Converted(data=result.data, inputs=result.inputs, outputs=result.outputs, notes=result.notes)
 
 
-def _onnx2tf(model: Model, samples: Sequence[Arrays]) -> Converted:
+def _onnx2tf(model: Model, samples: Sequence[Arrays], layout: InputLayout) -> Converted:
     from edgecompile.lower import via_onnx2tf
 
-    return via_onnx2tf.convert(model, samples)
+    return via_onnx2tf.convert(model, samples, input_layout=layout)
 
 
 #: How a float file is made, in the order of trust.
 FLOAT_PATHS: dict[str, _FloatPath] = {"direct": _direct, "onnx2tf": _onnx2tf}
 
 
-def float_file(model: Model, samples: Sequence[Arrays], *, path: str | None = None) -> tuple[Converted, str]:
+def float_file(
+    model: Model, samples: Sequence[Arrays], *, path: str | None = None, layout: InputLayout = "nhwc"
+) -> tuple[Converted, str]:
     """The float32 file of a model by one path, or by the first that takes it; also returns the path's name.
 
     Raises the first path's `UnsupportedModelError`, which is our own lowering's and names operators.
@@ -48,7 +50,7 @@ def float_file(model: Model, samples: Sequence[Arrays], *, path: str | None = No
     first: UnsupportedModelError | None = None
     for name in base.choose_path(tuple(FLOAT_PATHS), path):
         try:
-            return FLOAT_PATHS[name](model, samples), name
+            return FLOAT_PATHS[name](model, samples, layout), name
         except UnsupportedModelError as exc:
             log.info("lowering path %r does not take %s: %s", name, model.name, exc.message)
             first = first or exc
@@ -87,11 +89,11 @@ class TFLite:
     ) -> Artifact:
         """See `base.Runtime.lower`."""
         if plan.precision == "fp32":
-            converted, taken = float_file(model, samples, path=path)
+            converted, taken = float_file(model, samples, path=path, layout=plan.input_layout)
             data, islands = converted.data, None
         else:
             if float_artifact is None:
-                float_plan = Plan(runtime=plan.runtime, precision="fp32")
+                float_plan = Plan(runtime=plan.runtime, precision="fp32", input_layout=plan.input_layout)
                 float_artifact = self.lower(model, float_plan, samples, workdir, path=path)
             converted, taken = _reopen(float_artifact), float_artifact.path_taken
             data, islands = _smaller(converted, model, plan, samples)

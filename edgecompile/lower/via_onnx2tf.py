@@ -19,11 +19,11 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgecompile.errors import UnsupportedModelError
 from edgecompile.lower import base, child, flatbuffer
-from edgecompile.types import Arrays, Model, Port, TensorSpec
+from edgecompile.types import Arrays, InputLayout, Model, Port, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +48,8 @@ class Converted:
     notes: tuple[str, ...] = ()
 
 
-def convert(model: Model, samples: Sequence[Arrays]) -> Converted:
-    """Lower a model to a float TFLite file through onnx2tf.
+def convert(model: Model, samples: Sequence[Arrays], *, input_layout: InputLayout = "nhwc") -> Converted:
+    """Lower a model to a float TFLite file through onnx2tf; with ``nchw``, a TRANSPOSE is put at each end that moved.
 
     Raises `UnsupportedModelError` with the operator that onnx2tf or TensorFlow's converter does not take.
     """
@@ -68,7 +68,7 @@ def convert(model: Model, samples: Sequence[Arrays]) -> Converted:
         )
         if "failure" in answer:
             raise _failure(answer["failure"], model)
-        return _finish((folder / "model.tflite").read_bytes(), model, answer["permutations"])
+        return _finish((folder / "model.tflite").read_bytes(), model, answer["permutations"], input_layout)
 
 
 def _failure(failure: dict[str, Any], model: Model) -> UnsupportedModelError:
@@ -81,25 +81,55 @@ def _failure(failure: dict[str, Any], model: Model) -> UnsupportedModelError:
     )
 
 
-def _finish(data: bytes, model: Model, permutations: Sequence[Sequence[int]]) -> Converted:
-    """Give the file the model's own names, in the model's order."""
+def _finish(data: bytes, model: Model, permutations: Sequence[Sequence[int]], input_layout: InputLayout) -> Converted:
+    """Give the file the model's own names, in the model's order, and on request the model's layouts."""
     graph = flatbuffer.unpack(data)
     by_input, by_output = flatbuffer.signature_indices(graph)
     inputs = [(by_input[_input_name(i)], spec.name) for i, spec in enumerate(model.inputs)]
     outputs = [(by_output[_output_name(i)], spec.name) for i, spec in enumerate(model.outputs)]
+    ins = [_CHANNELS_LAST.get(len(spec.shape)) for spec in model.inputs]
+    outs: list[tuple[int, ...] | None] = [tuple(permutation) for permutation in permutations]
+    if input_layout == "nchw":
+        inputs = [(_moved_back(graph, i, p, "input"), name) for (i, name), p in zip(inputs, ins, strict=True)]
+        outputs = [(_moved_back(graph, i, p, "output"), name) for (i, name), p in zip(outputs, outs, strict=True)]
+        ins, outs = [None] * len(ins), [None] * len(outs)
     flatbuffer.set_interface(graph, inputs, outputs)
     tensors = graph.subgraphs[0].tensors
     return Converted(
         data=flatbuffer.pack(graph),
         inputs=tuple(
-            _port(tensors[index], spec, _CHANNELS_LAST.get(len(spec.shape)))
-            for (index, _), spec in zip(inputs, model.inputs, strict=True)
+            _port(tensors[index], spec, permutation)
+            for (index, _), spec, permutation in zip(inputs, model.inputs, ins, strict=True)
         ),
         outputs=tuple(
-            _port(tensors[index], spec, tuple(permutation))
-            for (index, _), spec, permutation in zip(outputs, model.outputs, permutations, strict=True)
+            _port(tensors[index], spec, permutation)
+            for (index, _), spec, permutation in zip(outputs, model.outputs, outs, strict=True)
         ),
     )
+
+
+def _moved_back(graph: Any, index: int, permutation: tuple[int, ...] | None, side: Literal["input", "output"]) -> int:
+    """The tensor that stands for an input or output in the model's layout, with a TRANSPOSE between the two."""
+    import copy
+
+    import numpy as np
+
+    if permutation is None or permutation == tuple(range(len(permutation))):
+        return index
+    subgraph = graph.subgraphs[0]
+    outside = copy.copy(subgraph.tensors[index])
+    back = np.argsort(permutation)
+    outside.shape, outside.shapeSignature, outside.buffer = np.asarray(outside.shape)[back], None, 0
+    made = flatbuffer.add_tensor(graph, outside, f"{side}_{index}")
+    order = copy.copy(outside)
+    order.shape, order.quantization = np.array([len(permutation)], np.int32), None
+    axes = np.array(permutation if side == "input" else back, np.int32)
+    constant = flatbuffer.add_constant(graph, axes, order, suffix="_axes", dtype=flatbuffer.INT32)
+    if side == "input":
+        subgraph.operators.insert(0, flatbuffer.make_operator(graph, "TRANSPOSE", [made, constant], [index]))
+    else:
+        subgraph.operators.append(flatbuffer.make_operator(graph, "TRANSPOSE", [index, constant], [made]))
+    return made
 
 
 def _port(tensor: Any, spec: TensorSpec, permutation: tuple[int, ...] | None) -> Port:

@@ -57,6 +57,14 @@ def test_tensorflow_is_not_imported() -> None:
     assert done.stdout.strip() == b"[]"
 
 
+def test_a_number_that_the_file_cannot_hold_is_refused_by_name() -> None:
+    nodes = [node("Conv", "image w", "y", strides=[2**62, 1], pads=[1, 1, 1, 1])]
+    model = graph(nodes, {"image": (1, 3, 8, 8)}, ["y"], {"w": normal(4, 3, 3, 3)})
+    with pytest.raises(UnsupportedModelError, match=r"Conv 'the_Conv_y': .*strideH 4611686018427387904") as caught:
+        direct.lower(model)
+    assert caught.value.operators == (("Conv", "the_Conv_y"),)
+
+
 def test_names_and_permutations_of_ports() -> None:
     result = compare(_net())
     (image,) = result.inputs

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edgecompile.errors import UnsupportedModelError
 from edgecompile.lower.direct import passes, write
@@ -15,7 +15,7 @@ from edgecompile.lower.direct.emit import Emitter
 from edgecompile.lower.direct.ir import Graph, Layout, identity
 from edgecompile.lower.direct.ops import HANDLERS
 from edgecompile.lower.direct.read import Reader, Refusal
-from edgecompile.types import Port, TensorSpec
+from edgecompile.types import InputLayout, Port, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +44,7 @@ def check(model: onnx.ModelProto) -> tuple[Refusal, ...]:
     return tuple(reader.refusals)
 
 
-def lower(model: onnx.ModelProto, *, input_layout: Literal["nhwc", "nchw"] = "nhwc") -> DirectResult:
+def lower(model: onnx.ModelProto, *, input_layout: InputLayout = "nhwc") -> DirectResult:
     """Lower a model with static shapes to a float ``.tflite`` file; the same model gives the same bytes.
 
     With ``input_layout="nhwc"``, inputs of rank 4 are taken channels-last, and outputs of rank 4 may be: each port's

@@ -105,6 +105,9 @@ class Emitter:
         options_name: str = "",
         **options: Any,
     ) -> None:
+        beyond = [f"{key} {v}" for key, v in options.items() if isinstance(v, int) and not -(1 << 31) <= v < 1 << 31]
+        if beyond:
+            raise RefusedError(f"a .tflite file holds no {beyond[0]}")
         operands = [self.file.tensors[index] for index in inputs]
         number = version(builtin, [t.dtype for t in operands], [t.shape for t in operands], options)
         self.file.operators.append(
