@@ -323,28 +323,32 @@ def dry_run(
 def bench(
     names: Sequence[str], measurements: Sequence[Measurement], ratios: Sequence[Ratio | None]
 ) -> list[RenderableType]:
-    """Measurements side by side, with each one's ratio to the first."""
-    first = measurements[0]
-    made = table(
-        "file",
-        f"p{first.percentile:g} ms [95 %]",
-        "p95",
-        "load",
-        "cold",
-        "memory",
-        "x first [95 %]",
-        right=("p95", "load", "cold", "memory"),
-    )
+    """Measurements side by side, with each one's ratio to the first; then what else is known of each."""
+    p = f"p{measurements[0].percentile:g} ms"
+    figures = (p, "95 %", "p90", "p95", "x first", "95 % ")
+    made = table("file", *figures, right=(p, "p90", "p95", "x first"), fixed=figures)
     for name, m, ratio in zip(names, measurements, ratios, strict=True):
-        relative = "1" if ratio is None else f"{ratio.value:.3f} [{ratio.ci_low:.3f}, {ratio.ci_high:.3f}]"
-        cold = milliseconds(m.cold_ms) if m.cold_ms is not None else "-"
-        load = milliseconds(m.load_ms) if m.load_ms is not None else "-"
-        p95 = milliseconds(m.p95_ms) if m.p95_ms is not None else "-"
-        made.add_row(name, latency(m), p95, load, cold, size(m.peak_memory_bytes), relative)
-    lines: list[RenderableType] = [made]
-    for runtime in dict.fromkeys(f"{m.runtime} {m.runtime_version}, {m.threads} thread(s)" for m in measurements):
-        lines.append(Text(f"measured on {first.device}: {runtime}", style="dim"))
-    return lines
+        relative = ("1", "") if ratio is None else (f"{ratio.value:.3f}", f"{ratio.ci_low:.3f}-{ratio.ci_high:.3f}")
+        made.add_row(
+            name,
+            milliseconds(m.value_ms),
+            f"{milliseconds(m.ci_low_ms)}-{milliseconds(m.ci_high_ms)}",
+            *("-" if tail is None else milliseconds(tail) for tail in (m.p90_ms, m.p95_ms)),
+            *relative,
+        )
+    facts = [plain(f"{name}: {_run_facts(m)}", style="dim") for name, m in zip(names, measurements, strict=True)]
+    return [made, *facts]
+
+
+def _run_facts(m: Measurement) -> str:
+    """Where and how a file was measured, in words."""
+    words = f"{m.runs} runs on {m.device} with {m.runtime} {m.runtime_version}, {m.threads} "
+    words += "thread" if m.threads == 1 else "threads"
+    if m.delegated_operators is not None and m.total_operators is not None:
+        words += f", {m.delegated_operators} of {m.total_operators} operators in the delegate"
+    if m.load_ms is not None and m.cold_ms is not None:
+        words += f"; loading {milliseconds(m.load_ms)} ms, first run {milliseconds(m.cold_ms)} ms"
+    return words + (f", peak memory {size(m.peak_memory_bytes)}" if m.peak_memory_bytes is not None else "")
 
 
 #: So many lines say how a latency went on.

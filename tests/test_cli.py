@@ -496,7 +496,8 @@ def test_corrupt_images_among_good_ones(project: Project, tmp_path: Path) -> Non
     assert "03.png" in done.err
     for number in range(10, 16):
         (photos / f"{number}.png").write_bytes(b"no image")
-    refused(2, "5 %", "build", project.model, *arguments, "--force")
+    done = refused(2, "7 of 60 samples cannot be used", "build", project.model, *arguments, "--force")
+    assert "up to 5 %" in done.err
 
 
 def test_what_a_device_does_not_have(project: Project, tmp_path: Path) -> None:

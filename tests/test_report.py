@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgecompile import bench, profiles, report
+from edgecompile.types import Measurement, Ratio
 
 
 def shown(table: Table, width: int = 80) -> list[str]:
@@ -37,6 +38,26 @@ def test_devices_show_their_short_names_in_80_columns() -> None:
     assert row["x86-avx2"][1] == "x86", "by the flags of the CPU"
     assert row["pixel-4"][1] == "tflite", "no short name"
     assert sum("onnxruntime" in line for line in lines) == 2
+
+
+def test_bench_fits_80_columns_and_says_how_it_was_measured() -> None:
+    made = Measurement(
+        provenance="measured", device="vm", runtime="ai_edge_litert", runtime_version="2.1.0", threads=2,
+        percentile=50.0, value_ms=0.0041, ci_low_ms=0.00403, ci_high_ms=0.00416, median_ms=0.0041, p90_ms=0.00416,
+        p95_ms=0.00418, p99_ms=0.005, runs=900, load_ms=3.2, cold_ms=0.0485, peak_memory_bytes=9_880_000,
+        delegated_operators=7, total_operators=8,
+    )  # fmt: skip
+    ratio = Ratio(value=2.6241, ci_low=2.597, ci_high=2.651)
+    grid, first, _ = report.bench(["out", "model.onnx"], [made, made], [None, ratio])
+    assert isinstance(grid, Table)
+    lines = shown(grid)
+    assert max(map(len, lines)) <= 80
+    assert len(lines) == 3, "nothing is folded"
+    assert lines[2] == "model.onnx  0.00410  0.00403-0.00416  0.00416  0.00418    2.624  2.597-2.651"
+    assert str(first) == (
+        "out: 900 runs on vm with ai_edge_litert 2.1.0, 2 threads, 7 of 8 operators in the delegate; "
+        "loading 3.20 ms, first run 0.0485 ms, peak memory 9.88 MB"
+    )
 
 
 @pytest.mark.parametrize(

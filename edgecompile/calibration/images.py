@@ -66,7 +66,7 @@ def decode_mask(path: Path) -> npt.NDArray[np.int32]:
 def _opened(path: Path) -> Iterator[Image]:
     """The loaded image, with every way in which it can be broken turned into an `ImageFault`."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as exc:
         raise MissingExtraError("PIL", "build") from exc
     try:
@@ -75,6 +75,8 @@ def _opened(path: Path) -> Iterator[Image]:
                 raise ImageFault(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
             image.load()
             yield image
+    except UnidentifiedImageError as exc:  # its words repeat the path, which the message names already
+        raise ImageFault("not an image") from exc
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as exc:
         raise ImageFault(str(exc) or type(exc).__name__) from exc
     except (TypeError, KeyError, IndexError, ArithmeticError, AttributeError, MemoryError) as exc:

@@ -249,7 +249,10 @@ def _readable(
     total = sum(len(indices) for _, indices in chosen)
     shown = "; ".join(bad[:3]) + (f"; and {len(bad) - 3} more" if len(bad) > 3 else "")
     if len(bad) > MAX_UNREADABLE * total or not all(indices for _, indices in kept[:3]):
-        raise InputError(f"{len(bad)} of {total} samples cannot be used: {shown}", remedy="repair or remove them")
+        raise InputError(
+            f"{len(bad)} of {total} samples cannot be used: {shown}",
+            remedy=f"repair or remove them; up to {100 * MAX_UNREADABLE:.0f} % would be skipped",
+        )
     return kept, len(bad), [f"{len(bad)} of {total} samples skipped: {shown}"] if bad else []
 
 
