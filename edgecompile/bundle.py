@@ -46,7 +46,7 @@ GOLDEN_FLOAT_TOLERANCE = 1e-5
 
 Role = Literal[
     "model", "typed model", "labels", "golden inputs", "golden outputs", "runner", "page", "engine", "timing cache",
-    "layer times", "layers", "build log", "build script",
+    "layer times", "layers", "build log", "build script", "frontier",
 ]  # fmt: skip
 
 

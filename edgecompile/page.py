@@ -220,8 +220,8 @@ def _plot(manifest: Manifest) -> str:
     marks = "".join(_mark(c, scale, chosen=c.plan == manifest.plan) for c in shown)
     return (
         f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="Latency against {escape(metric)} of each candidate">'
-        f"{_axes(scale, metric)}{_budget_line(scale, manifest.budget.latency_ms)}{_original_line(scale, own)}{marks}"
-        f"{_labels(shown, scale)}</svg>"
+        f"{_axes(scale, metric)}{_budget_line(scale, manifest.budget.latency_ms)}{_original_line(scale, own)}"
+        f"{_frontier_line(manifest, scale)}{marks}{_labels(shown, scale)}</svg>"
     )
 
 
@@ -290,6 +290,22 @@ def _original_line(scale: _Scale, original: float | None) -> str:
         f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--soft)" stroke-dasharray="2 3"/>'
         f'<text x="{_WIDTH - _RIGHT + 6}" y="{y + 4:.1f}">original</text>'
     )
+
+
+def _frontier_line(manifest: Manifest, scale: _Scale) -> str:
+    """A staircase through the candidates that no other beats: what each millisecond buys."""
+    points = report.on_frontier(manifest)
+    if len(points) < 2:
+        return ""
+    path: list[str] = []
+    last = 0.0
+    for c in points:
+        assert c.measurement is not None
+        assert c.validation is not None
+        x, y = scale.x(c.measurement.value_ms), scale.y(c.validation.value)
+        path.append(f"{'L' if path else 'M'}{x:.1f},{last if path else y:.1f} L{x:.1f},{y:.1f}")
+        last = y
+    return f'<path d="{" ".join(path)}" fill="none" stroke="var(--accent)" stroke-opacity="0.5" stroke-width="1.5"/>'
 
 
 def _mark(candidate: TriedCandidate, scale: _Scale, *, chosen: bool) -> str:

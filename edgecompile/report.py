@@ -24,6 +24,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
+from edgecompile import search
 from edgecompile.bundle import Manifest, TriedCandidate
 from edgecompile.store import WorkFolder
 from edgecompile.types import Accuracy, Measurement, Ratio, TensorSpec
@@ -248,6 +249,41 @@ def closing(manifest: Manifest, folder: str) -> list[Text]:
     shipped = f" ({manifest.model_file.path}, {size(manifest.model_file.size_bytes)}; report.html shows what was tried)"
     lines.append(Text.assemble("Bundle: ", (f"{folder}", "bold"), shipped))
     return lines
+
+
+#: Columns of the longest bar of a frontier.
+_BAR = 20
+
+
+def frontier(manifest: Manifest, folder: str) -> list[RenderableType]:
+    """The candidates that no other beats in both latency and accuracy, where smaller models were tried: a bar each."""
+    points = on_frontier(manifest)
+    if len(points) < 2 or not any(c.plan.steps for c in points):
+        return []
+    metric = next((c.validation.metric for c in points if c.validation), "accuracy")
+    p = f"p{manifest.budget.percentile:g} ms"
+    made = table("frontier", p, "", metric, "drop", right=(p, metric, "drop"), fixed=("frontier", p))
+    slowest = max(c.measurement.value_ms for c in points if c.measurement)
+    for c in points:
+        assert c.measurement is not None
+        about = "~" if c.measurement.provenance == "estimated" else ""
+        bar = "#" * max(1, round(_BAR * c.measurement.value_ms / slowest))
+        chosen = "bold" if c.plan == manifest.plan else None
+        made.add_row(
+            c.label, about + milliseconds(c.measurement.value_ms), bar, _bare(c.validation), drop(c.validation),
+            style=chosen,
+        )  # fmt: skip
+    other = next((c.label for c in points if c.plan != manifest.plan), points[0].label)
+    made.caption = Text(f"Another point as a bundle: the same command with --plan {folder}:{other} --out OTHER")
+    made.caption_justify = "left"
+    return [made]
+
+
+def on_frontier(manifest: Manifest) -> tuple[TriedCandidate, ...]:
+    """The candidates that no other beats in both latency and accuracy, the fastest first."""
+    usable = [c for c in manifest.candidates if c.failure is None and c.measurement and c.validation]
+    points = [(c.measurement.value_ms, search.loss(c.validation)) for c in usable if c.measurement]
+    return tuple(usable[i] for i in search.pareto(points))
 
 
 def _accuracy_line(found: Accuracy, original: Accuracy | None) -> Text:

@@ -7,6 +7,7 @@ the samples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -189,7 +190,6 @@ def _what_would_help(usable: Sequence[Candidate], best: Candidate, budget: Budge
         m = fastest.measurement
         assert m is not None
         hints.append(f"the nearest budget that {fastest.plan.label} would meet is {_round_up(m.ci_high_ms)} ms")
-        hints.append("a smaller input (--input-shape), more threads (--threads), or a faster device")
         if all(c.plan.precision != "int8" for c in usable):
             hints.append("INT8 was not tried: it needs --data (some hundred images), and a --precision that allows it")
     return tuple(hints)
@@ -197,6 +197,22 @@ def _what_would_help(usable: Sequence[Candidate], best: Candidate, budget: Budge
 
 def _breaks_latency(candidate: Candidate, budget: Budget) -> bool:
     return candidate.measurement is not None and not candidate.measurement.meets(budget.latency_ms)
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
+    """Which points (milliseconds, loss) no other beats in both, as places in ``points``, the fastest first."""
+    least, kept = math.inf, []
+    for place in sorted(range(len(points)), key=lambda i: points[i]):
+        if points[place][1] < least:
+            least = points[place][1]
+            kept.append(place)
+    return tuple(kept)
+
+
+def frontier(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates that no other beats in both latency and accuracy, the fastest first."""
+    usable = [c for c in candidates if c.failure is None and c.measurement is not None and c.accuracy is not None]
+    return tuple(usable[i] for i in pareto([(_latency_ms(c), loss(c.accuracy)) for c in usable]))
 
 
 def _round_up(value_ms: float) -> str:

@@ -218,8 +218,10 @@ def _build_one(
         return exc.exit_code, {"target": request.target, "error": exc.message, "exit_code": exc.exit_code}
     manifest = result.bundle.manifest
     if not as_json:
+        folder = str(request.out)
         terminal.gap()
-        terminal.print(report.candidates(manifest), *report.closing(manifest, str(request.out)))
+        terminal.print(report.candidates(manifest), *report.frontier(manifest, folder))
+        terminal.print(*report.closing(manifest, folder))
     return result.exit_code, to_builtins(manifest)
 
 

@@ -10,6 +10,7 @@ from edgecompile import bundle, measuring, search
 from edgecompile.pipeline.accuracy import add_validation, evaluated, reference_of
 from edgecompile.pipeline.conversion import lower_all, require_one
 from edgecompile.pipeline.dry import DryRun, dry_run
+from edgecompile.pipeline.helping import with_help
 from edgecompile.pipeline.job import prepare, work_folder
 from edgecompile.pipeline.latency import add_latency
 from edgecompile.pipeline.plans import propose
@@ -39,7 +40,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
             candidates += smaller_models(job, candidates, reference)
             candidates += trained_models(job, candidates, reference)
             candidates += mixed_precision(job, candidates, reference)
-        choice = search.choose(candidates, job.budget)
+        choice = with_help(job, candidates, search.choose(candidates, job.budget))
         result = write_bundle(job, candidates, choice, evaluated(job, choice.candidate))
     if job.request.on not in (None, "local") and choice.candidate.plan.runtime == "tensorrt":
         with progress.stage("Check the golden vectors on the device"):

@@ -17,6 +17,8 @@ from edgecompile.types import Candidate, Step, digest
 
 #: Ways to run the model that smaller ones start from: the fastest few.
 _BASES = 3
+#: How much more than the least that is expected is aimed at, where that least is over the budget.
+_JUST_OVER = 1.02
 #: What a frontier aims at, as shares of the fastest file's latency.
 _FRONTIER = (0.9, 0.75, 0.6, 0.45)
 

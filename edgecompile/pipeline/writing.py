@@ -61,6 +61,8 @@ def write_bundle(
         if job.data.class_names:
             writer.add_bytes("labels", ("\n".join(job.data.class_names) + "\n").encode(), "labels.txt")
         bundle.add_runner(writer, artifact.runtime)
+        if job.request.frontier:
+            _add_frontier(writer, candidates, choice.candidate)
         made = _add_engines(writer, choice.candidate)
         manifest = bundle.Manifest(
             schema_version=bundle.SCHEMA_VERSION,
@@ -118,6 +120,14 @@ def _verdict(job: Job, choice: search.Choice, accuracy: Accuracy | None, golden:
         return bundle.Verdict(status="not met", text=text, exit_code=LimitNotMet.exit_code, help=choice.help)
     code = EXIT_PREDICTED if choice.status == "predicted" else 0
     return bundle.Verdict(status=choice.status, text=choice.text, exit_code=code, help=choice.help)
+
+
+def _add_frontier(writer: bundle.BundleWriter, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+    """The files of the other points of the frontier, for whoever would rather take one of these."""
+    for candidate in search.frontier(candidates):
+        if candidate.plan != chosen.plan and candidate.artifact is not None:
+            file = candidate.artifact.file
+            writer.add("frontier", file, f"frontier/{candidate.plan.label}{file.suffix}")
 
 
 def _add_golden(job: Job, writer: bundle.BundleWriter, artifact: Artifact) -> bundle.Golden:
