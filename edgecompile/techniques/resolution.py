@@ -101,8 +101,18 @@ def resized(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> onnx.ModelPr
             )
     del result.graph.value_info[:]
     _Walk(result, _types(onnx.shape_inference.infer_shapes(proto))).run()
+    _drop_unused(result)
     onnx.checker.check_model(result)
     return result
+
+
+def _drop_unused(proto: onnx.ModelProto) -> None:
+    """Take out the sizes that were replaced: ONNX Runtime warns of constants that nothing reads."""
+    read = {name for node in proto.graph.node for name in node.input} | {value.name for value in proto.graph.output}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in read]
+    if len(kept) < len(proto.graph.initializer) and not any(a.g.node for n in proto.graph.node for a in n.attribute):
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
 
 
 def _types(proto: onnx.ModelProto) -> dict[str, Any]:
