@@ -32,6 +32,7 @@ class VerifyReport:
     samples: int
     comparison: Literal["exact", "relative"]
     largest_error: float
+    through: Literal["the shipped file", "the engine"] = "the shipped file"
 
 
 def measure(
@@ -183,4 +184,10 @@ def verify(path: Path, *, on: str = "local", progress: Progress | None = None) -
                 engines.run_inputs(on_board, engine, artifact, inputs=inputs, outputs=found)
         with np.load(opened.file("golden outputs"), allow_pickle=False) as expected, np.load(found) as have:
             worst = bundle.compare_golden(golden, dict(expected), dict(have), runtime=runtime)
-    return VerifyReport(files=files, samples=golden.samples, comparison=golden.comparison, largest_error=worst)
+    return VerifyReport(
+        files=files,
+        samples=golden.samples,
+        comparison=golden.comparison,
+        largest_error=worst,
+        through="the shipped file" if board is None else "the engine",
+    )

@@ -9,6 +9,7 @@ from html import escape
 
 from edgecompile import report
 from edgecompile.bundle import Manifest, TriedCandidate
+from edgecompile.types import GpuState, Measurement
 
 _WORDS = {
     "met": "Budget met, measured",
@@ -62,7 +63,7 @@ def render(manifest: Manifest) -> str:
 <h2>How it was measured</h2>
 <p>{escape(_measured_words(manifest))}</p>
 {_doubts(manifest)}
-<h2>Inputs and outputs</h2>
+{_engines(manifest)}<h2>Inputs and outputs</h2>
 <div class="scroll">{_ports(manifest)}</div>
 <h2>The model</h2>
 <p>{escape(_model_words(manifest))}</p>
@@ -119,6 +120,8 @@ def _measured_words(manifest: Manifest) -> str:
         return f"It was not: latency is estimated from the profile of {m.device}, and the interval is that of the estimate."
     env = m.environment
     words = f"On {m.device}"
+    if env is not None and env.board is not None:
+        return f"{words} {_board_words(m, env.board)}" + "".join(f" {warning}." for warning in m.warnings)
     if env is not None:
         words += f" ({env.cpu_model or env.machine}, {env.cores} cores, Linux {env.kernel}), load {env.load_before:.2f} before "
         words += f"and {env.load_after:.2f} after"
@@ -130,6 +133,36 @@ def _doubts(manifest: Manifest) -> str:
     """What speaks against the latency, one line each."""
     items = "".join(f"<li>{escape(words)}</li>" for words in manifest.measurement.warnings)
     return f'<ul class="doubts">{items}</ul>' if items else ""
+
+
+def _board_words(m: Measurement, board: GpuState) -> str:
+    known = [f"TensorRT {board.tensorrt}", board.gpu]
+    known += [f"JetPack {board.jetpack}"] if board.jetpack else []
+    known += [f"power mode {board.power_mode}"] if board.power_mode else []
+    locked = {True: "clocks locked", False: "clocks not locked", None: "clocks unknown"}[board.clocks_locked]
+    heat = "" if board.junction_c_highest is None else f", {board.junction_c_highest:g} C at most"
+    return (
+        f"({', '.join([*known, locked])}{heat}): {m.runs} runs in rounds that alternate between the candidates, each a "
+        "process of its own after a warm-up. A latency is the GPU's time for a run, without transfers. Intervals are at "
+        "95 %, by a block bootstrap over runs."
+    )
+
+
+def _engines(manifest: Manifest) -> str:
+    """The engines in the bundle, each with its costliest layers; nothing where there is none."""
+    parts = []
+    for engine in manifest.engines:
+        words = (
+            f"{engine.path}: TensorRT {engine.tensorrt} on {engine.gpu}, built there in {engine.build_s:.0f} s with "
+        )
+        words += f"{' '.join(engine.options)}. It works with that version on that GPU only; build_engine.sh in this "
+        words += "folder builds one on another board."
+        rows = [_tr([_cell(c, "th") for c in ("layer", "n:ms", "n:share")])]
+        for layer in engine.layers:
+            rows.append(_tr([_cell(c) for c in (layer.name, f"n:{layer.average_ms:.4g}", f"n:{layer.percent:.1f} %")]))
+        table = f'<div class="scroll"><table>{"".join(rows)}</table></div>' if engine.layers else ""
+        parts.append(f"<h2>The engine</h2>\n<p>{escape(words)}</p>\n{table}\n")
+    return "".join(parts)
 
 
 def _model_words(manifest: Manifest) -> str:

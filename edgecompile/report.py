@@ -246,6 +246,10 @@ def closing(manifest: Manifest, folder: str) -> list[Text]:
             )
         )
     lines += [Text(f"  what would help: {hint}") for hint in verdict.help]
+    for engine in manifest.engines:
+        lines.append(
+            Text(f"Engine: TensorRT {engine.tensorrt}, {engine.gpu}, built there in {duration(engine.build_s)}")
+        )
     shipped = f" ({manifest.model_file.path}, {size(manifest.model_file.size_bytes)}; report.html shows what was tried)"
     lines.append(Text.assemble("Bundle: ", (f"{folder}", "bold"), shipped))
     return lines
@@ -378,6 +382,9 @@ def bench(
 
 def _run_facts(m: Measurement) -> str:
     """Where and how a file was measured, in words."""
+    if m.environment is not None and (board := m.environment.board) is not None:
+        mode = f", power mode {board.power_mode}" if board.power_mode else ""
+        return f"{m.runs} runs on {m.device} with TensorRT {m.runtime_version}{mode}"
     words = f"{m.runs} runs on {m.device} with {m.runtime} {m.runtime_version}, {m.threads} "
     words += "thread" if m.threads == 1 else "threads"
     if m.delegated_operators is not None and m.total_operators is not None:

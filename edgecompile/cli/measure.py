@@ -123,8 +123,8 @@ def verify(path: Path, on: str, as_json: bool, quiet: bool, verbose: int, debug:
         print_json(to_builtins(result))
     else:
         click.echo(
-            f"verified {path}: {result.files} files have their hashes, {result.samples} golden vectors through the "
-            f"shipped file ({result.comparison}: largest difference {result.largest_error:.1e} of the range)"
+            f"verified {path}: {result.files} files have their hashes, {result.samples} golden vectors through "
+            f"{result.through} ({result.comparison}: largest difference {result.largest_error:.1e} of the range)"
         )
     return 0
 

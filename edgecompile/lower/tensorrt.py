@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompile.errors import InputError, UnsupportedModelError
-from edgecompile.lower import base, float16_onnx, onnxruntime, qdq, trt_opset, trt_rules
+from edgecompile.lower import base, float16_onnx, onnxruntime, qdq, trt_lint, trt_opset, trt_rules
 from edgecompile.store import write_atomically
 from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
 
@@ -67,11 +67,11 @@ class TensorRT:
             path_taken=_PATH,
             notes=(*notes, *_how_it_runs_here(data, model.name)),
         )
-        if plan.precision != "int8":
-            return made
-        twin = file.with_suffix(".typed.onnx")
-        write_atomically(twin, typed(proto, model.name).SerializeToString(deterministic=True))
-        return replace(made, typed_file=twin)
+        if plan.precision == "int8":
+            twin = file.with_suffix(".typed.onnx")
+            write_atomically(twin, typed(proto, model.name).SerializeToString(deterministic=True))
+            made = replace(made, typed_file=twin)
+        return replace(made, notes=(*made.notes, *_second_opinion(made.typed_file or made.file)))
 
 
 def typed(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
@@ -79,6 +79,17 @@ def typed(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     made = float16_onnx.convert(trt_opset.raised(proto, _TYPED_OPSET), name)
     _checked(made, name)
     return made
+
+
+def _second_opinion(file: Path) -> tuple[str, ...]:
+    """What `trt_lint` says, where it is installed."""
+    opinion = trt_lint.ask(file)
+    if opinion is None:
+        return ()
+    if opinion.accepted:
+        return (f"a hint: the parser of tensorrt-rtx {opinion.version} takes this graph",)
+    shown = ", ".join(f"{r.op_type} ({r.node}): {r.reason}" for r in opinion.refusals[:_LISTED])
+    return (f"a hint: the parser of tensorrt-rtx {opinion.version} refuses this graph at {shown}",)
 
 
 def require(artifact: Artifact, version: str) -> None:

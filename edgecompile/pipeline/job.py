@@ -279,6 +279,7 @@ _RECORDED = (
     "onnxruntime",
     "onnxsim",
     "tensorflow",
+    "tensorrt-rtx",
     "torch",
 )
 
