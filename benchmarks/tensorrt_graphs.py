@@ -1,12 +1,12 @@
-"""Every architecture of the test zoo as FP16 and INT8 graphs for TensorRT: do they keep the rules, do they still compute
-the net, and does TensorRT's parser take them?
+"""Every architecture of the test zoo as FP16 and INT8 graphs for TensorRT: do they keep the rules, do they still
+compute the net, and does TensorRT's parser take them?
 
     python -m benchmarks.tensorrt_graphs [--net resnet20] [--build]
 
 The nets are small and have random weights, for which eight bits are hardest; what real weights lose is in
-``benchmarks/accuracy.py``. The parser is that of ``tensorrt-rtx``, where it is installed: the same as a board's but newer,
-so that "accepted" is a hint. ``--build`` has it build each graph for GPUs of compute capability 8.6 as well. Writes
-``benchmarks/results/tensorrt_graphs.json``.
+``benchmarks/accuracy.py``. The parser is that of ``tensorrt-rtx``, where it is installed: the same as a board's but
+newer, so that "accepted" is a hint. ``--build`` has it build each graph for GPUs of compute capability 8.6 as well.
+Writes ``benchmarks/results/tensorrt_graphs.json``.
 """
 
 from __future__ import annotations

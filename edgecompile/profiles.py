@@ -28,6 +28,9 @@ ALIASES: Mapping[str, str] = {
     "pi5": "raspberry-pi-5",
     "android": "android-mid-range",
     "jetson": "jetson-orin-nano",
+    "xavier-nx": "jetson-xavier-nx",
+    "orin-nano": "jetson-orin-nano",
+    "agx-orin": "jetson-agx-orin",
 }
 #: Budgets in milliseconds by what the model is for (``--use-case``).
 USE_CASES: Mapping[str, float] = {"video": 33.0, "voice": 100.0, "search": 50.0, "recommendation": 100.0}
@@ -153,6 +156,7 @@ class Machine:
 class DeviceProfile:
     """A device: ``runtimes`` in order of preference, ``threads`` to use, memory in bytes, default budget in ms.
 
+    ``jetpacks`` are the systems that there are for a Jetson, oldest first: what its TensorRT can be follows from them.
     ``int8_saturates``: products of u8 activations and s8 weights are summed in 16 bits there (x86 without VNNI).
     """
 
@@ -167,6 +171,7 @@ class DeviceProfile:
     runtimes: tuple[RuntimeSupport, ...]
     default_budget_ms: float = USE_CASES["video"]
     int8_saturates: bool = False
+    jetpacks: tuple[str, ...] = ()
     match: Match = field(default_factory=Match)
     probes: Probes = field(default_factory=Probes)
     cost: Costs = field(default_factory=Costs)

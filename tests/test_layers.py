@@ -28,7 +28,8 @@ LAYERS = (
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 HEAVY = {"torch", "tensorflow", "onnx", "onnxruntime", "onnxsim", "onnx2tf", "paramiko", "PIL", "scipy", "sklearn",
-         "ai_edge_litert", "ai_edge_quantizer", "tflite_runtime", "onnxconverter_common", "tensorrt_rtx", "safetensors"}  # fmt: skip
+         "ai_edge_litert", "ai_edge_quantizer", "tflite_runtime", "onnxconverter_common",
+         "tensorrt_rtx", "safetensors"}  # fmt: skip
 
 
 def unit(module: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 
 from edgecompile import content, profiles
 from edgecompile.errors import InputError
+from edgecompile.jetson import versions
 from edgecompile.profiles import Machine
 from edgecompile.types import to_builtins
 
@@ -82,6 +83,32 @@ def test_the_first_jetson_nano_has_no_int8() -> None:
     assert orin.runtime("tflite") is None
 
 
+@pytest.mark.parametrize(
+    ("name", "memory", "newest", "precisions"),
+    [
+        ("jetson-nano", 4, "8.2.0", {"fp16", "fp32"}),
+        ("xavier-nx", 8, "8.5.0", {"fp16", "int8", "fp32"}),
+        ("orin-nano", 8, "10.16.0", {"fp16", "int8", "fp32"}),
+        ("agx-orin", 64, "10.16.0", {"fp16", "int8", "fp32"}),
+    ],
+)
+def test_what_is_known_of_a_jetson(name: str, memory: int, newest: str, precisions: set[str]) -> None:
+    found = profiles.load(name)
+    support = found.runtime("tensorrt")
+    assert support is not None
+    assert found.memory_bytes == memory << 30
+    assert str(versions.newest_of(found.jetpacks)) == newest
+    assert set(support.precisions) == precisions
+    assert support.tile.of("fp16") == 8
+    for precision in support.precisions:
+        costs = found.costs("tensorrt", precision)
+        assert costs is not None
+        # What launching a kernel takes, which no thinner layer gets under: about 30 microseconds.
+        assert 20 <= costs.operator_us <= 40
+    if "int8" in precisions:
+        assert support.tile.of("int8") == 32
+
+
 def test_profiles_are_plain_json() -> None:
     document = to_builtins(profiles.load("pi4"))
     assert document["cost"]["tflite"]["fp32"]["fit"]["runtime"] == "xnnpack"
@@ -92,6 +119,7 @@ def test_profiles_are_plain_json() -> None:
     [
         ("pizero2", "raspberry-pi-zero-2w"), ("pi3", "raspberry-pi-3"), ("pi4", "raspberry-pi-4"),
         ("pi5", "raspberry-pi-5"), ("android", "android-mid-range"), ("jetson", "jetson-orin-nano"),
+        ("xavier-nx", "jetson-xavier-nx"), ("orin-nano", "jetson-orin-nano"), ("agx-orin", "jetson-agx-orin"),
     ],
 )  # fmt: skip
 def test_aliases(alias: str, name: str) -> None:

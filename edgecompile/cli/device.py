@@ -102,3 +102,30 @@ def _ask(found: Device, runtimes: tuple[str, ...], carried: bool) -> None:
 
 def _packages(made: Made) -> str:
     return ", ".join(f"{name} {version}" for name, version in made.environment.items())
+
+
+@device.command()
+@click.option("--on", required=True, help="The device: local, or ssh://user@host[:port].")
+@click.option("--out", type=PATH, help="Write it there.  [default: device-report.txt; - is the terminal]")
+@common
+def report(on: str, out: Path | None, quiet: bool, verbose: int, debug: bool) -> int:
+    """Write down what a board is: its system, TensorRT, clocks, sensors. A text to send to others, without secrets.
+
+    Serial numbers, host and user names, IP and hardware addresses are taken out. Nothing is sent anywhere.
+    """
+    from edgecompile import engines
+    from edgecompile.store import write_atomically
+    from edgecompile.transport import open_transport
+
+    terminal = face(quiet, verbose, debug)
+    path = out or Path("device-report.txt")
+    if str(path) != "-" and not path.resolve().parent.is_dir():
+        raise InputError(f"no such folder: {path.resolve().parent}", remedy="give another --out")
+    with terminal.stage("Ask the board what it is"), open_transport(on, waiting=terminal.note) as transport:
+        text = engines.report(transport)
+    if str(path) == "-":
+        click.echo(text, nl=False)
+    else:
+        write_atomically(path, text.encode())
+        click.echo(f"wrote {path}: read it, then send it to whom you like (nothing was sent)")
+    return 0

@@ -13,6 +13,7 @@ from pathlib import Path
 from edgecompile.engines.board import Board, find, require
 from edgecompile.engines.build import Bench, ModelFault, fits
 from edgecompile.engines.build import engine as build
+from edgecompile.engines.facts import report
 from edgecompile.engines.measure import layers_json, measure
 from edgecompile.engines.measure import rounds_of as rounds
 from edgecompile.engines.outputs import TOLERANCE, run_inputs
@@ -42,6 +43,7 @@ __all__ = [
     "fits",
     "layers_json",
     "measure",
+    "report",
     "require",
     "rounds",
     "run_inputs",

@@ -120,9 +120,15 @@ section end
 exit 0
 """
 
-PROBE, STATE, SET_MODE = (_COMMON + script for script in (_PROBE, _STATE, _SET_MODE))
+
+def with_common(body: str) -> str:
+    """A script made whole: what all of them share, and its own part."""
+    return _COMMON + body
+
+
+PROBE, STATE, SET_MODE = map(with_common, (_PROBE, _STATE, _SET_MODE))
 GUARD = "shift\n" + _GUARD
-START_GUARD, STOP_GUARD = _COMMON + _START_GUARD, _COMMON + _STOP_GUARD
+START_GUARD, STOP_GUARD = map(with_common, (_START_GUARD, _STOP_GUARD))
 
 
 def ask(transport: Transport, script: str, *arguments: str, timeout_s: float = 300.0) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ asked for. Sources: the release notes and the support matrix of TensorRT, the so
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -169,6 +170,12 @@ _MEASURE_FLAGS_11 = ("--separateProfileRun",)
 
 def _from(table: tuple[tuple[Version, int], ...], version: Version) -> int:
     return max((entry for entry in table if entry[0] <= version), default=table[0])[1]
+
+
+def newest_of(jetpacks: Sequence[str]) -> Version | None:
+    """The newest TensorRT that these JetPacks (``5.1``, ``6.2``) bring; ``None`` where none of them is known."""
+    found = [Version(*number) for number, names in _JETPACK.items() if set(names.split(" or ")) & set(jetpacks)]
+    return max(found, default=None)
 
 
 def jetpack(l4t_release_text: str) -> JetPack | None:

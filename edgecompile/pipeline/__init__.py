@@ -33,6 +33,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
         candidates = lower_all(job, plans)
         require_one(job, candidates)
         candidates = add_latency(job, candidates, required=True)
+        require_one(job, candidates)
         if reference is not None:
             candidates = add_validation(job, candidates, reference)
             candidates += mixed_precision(job, candidates, reference)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from edgecompile import bench, engines, estimate, tables
 from edgecompile.errors import EdgecompileError, UnsupportedModelError
+from edgecompile.jetson import versions as versions_of_tensorrt
 from edgecompile.lower import tensorrt
 from edgecompile.pipeline.changing import changed
 from edgecompile.pipeline.job import Job, bench_options, versions
@@ -27,6 +28,8 @@ def add_latency(job: Job, candidates: Sequence[Candidate], *, required: bool = F
     """The latency of every file. With ``required``, raises what keeps the only files from becoming engines."""
     if job.board is not None:
         candidates = _on_board(job, job.board, candidates, required=required)
+    else:
+        candidates = [_buildable(job, c) for c in candidates]
     if job.here:
         return _measured(job, candidates)
     job.progress.note(
@@ -119,6 +122,19 @@ def _on_board(job: Job, board: engines.Board, candidates: Sequence[Candidate], *
         job.progress.warn(warning)
     measured = dict(zip(built, zip(found.items, found.engines, strict=True), strict=True))
     return [_with_engine(c, measured.get(c.plan), faults.get(c.plan)) for c in candidates]
+
+
+def _buildable(job: Job, candidate: Candidate) -> Candidate:
+    """Without a board, what not even the newest TensorRT that there is for it takes is no candidate."""
+    newest = versions_of_tensorrt.newest_of(job.profile.jetpacks)
+    if newest is None or candidate.artifact is None or candidate.plan.runtime != "tensorrt":
+        return candidate
+    try:
+        tensorrt.require(candidate.artifact, str(newest))
+    except UnsupportedModelError as exc:
+        job.progress.warn(f"{candidate.plan.label}: {exc.message}")
+        return replace(candidate, failure=exc.message, measurement=None)
+    return candidate
 
 
 def _with_engine(

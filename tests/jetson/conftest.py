@@ -50,7 +50,7 @@ def board(tmp_path: Path) -> Iterator[Callable[[str], Standin]]:
 
 @pytest.fixture
 def at_the_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Standin]:
-    """Makes this machine play a board itself: for what does not depend on the way there, which takes most of the time."""
+    """Makes this machine play a board itself: for what does not depend on the way there, which takes longest."""
 
     def start(version: str) -> Standin:
         root = tmp_path / "here"

@@ -65,7 +65,8 @@ def test_engines_are_built_measured_and_run(version: str, files: Files, board: S
     # Both builds share a timing cache, which comes home, and is larger for the second.
     assert int8.timing_cache is not None
     assert int8.timing_cache.read_bytes() == b"TIMING CACHE\nfp16\nint8\n"
-    assert (int8.layer_info is not None) and "FAILED" not in int8.log.read_text()
+    assert int8.layer_info is not None
+    assert "FAILED" not in int8.log.read_text()
     expected = execute.raw(files["int8"])(inputs_of(files["int8"], 0))
     for name, value in expected.items():
         assert np.abs(outputs[name][0] - value).max() <= engines.TOLERANCE["int8"] * np.ptp(value)
@@ -110,7 +111,7 @@ def test_an_engine_that_was_built_before_is_sent_there(files: Files, at_the_boar
 def test_int8_has_its_types_where_the_version_wants_them(
     version: str, typed: bool, files: Files, at_the_board: Start, tmp_path: Path
 ) -> None:
-    host = at_the_board(version)
+    at_the_board(version)
     with LocalTransport() as transport, engines.session(transport, engines.require(transport)) as bench:
         (made,) = built(bench, [files["int8"]], tmp_path / "made")
     sent = made.file.read_bytes().partition(b"\n")[2]
@@ -258,7 +259,7 @@ def test_a_machine_that_is_no_jetson(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_full_disk_is_told_before_anything_is_sent(files: Files, at_the_board: Start, tmp_path: Path) -> None:
-    host = at_the_board("10.3.0")
+    at_the_board("10.3.0")
     with LocalTransport() as transport:
         small = replace(engines.require(transport), disk_free_bytes=1_000_000)
         with engines.session(transport, small) as bench, pytest.raises(DeviceError, match="1 MB free"):
@@ -286,9 +287,12 @@ def test_the_power_mode_is_left_alone_unless_asked(files: Files, at_the_board: S
 @pytest.mark.parametrize("error", [KeyboardInterrupt, DeviceError("it failed"), ZeroDivisionError])
 def test_the_power_mode_is_put_back_after_a_failure(error: BaseException, board: Start) -> None:
     host = board("8.6.2")
-    with pytest.raises((KeyboardInterrupt, DeviceError, ZeroDivisionError)), reach(host) as transport:
-        with engines.session(transport, engines.require(transport), power_mode="0"):
-            raise error
+    with (
+        pytest.raises((KeyboardInterrupt, DeviceError, ZeroDivisionError)),
+        reach(host) as transport,
+        engines.session(transport, engines.require(transport), power_mode="0"),
+    ):
+        raise error
     assert host.mode == 1
 
 
@@ -297,10 +301,13 @@ def test_the_board_puts_its_power_mode_back_when_we_never_come_back(board: Start
     cable = Cable(host.server.port)
     host.server.knows(cable.port)
     try:
-        with pytest.raises(DeviceError), reach(host, port=cable.port) as transport:
-            with engines.session(transport, engines.require(transport), power_mode="MAXN"):
-                assert host.mode == 0
-                cable.unplug()
+        with (
+            pytest.raises(DeviceError),
+            reach(host, port=cable.port) as transport,
+            engines.session(transport, engines.require(transport), power_mode="MAXN"),
+        ):
+            assert host.mode == 0
+            cable.unplug()
         end = time.monotonic() + 30
         while host.mode != 1 and time.monotonic() < end:
             time.sleep(0.2)

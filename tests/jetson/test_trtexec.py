@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,9 +19,11 @@ from edgecompile.jetson.trtexec import (
     LayerTime,
     Stats,
     build_command,
+    infer_command,
     lines,
     parse_layers,
     parse_log,
+    parse_outputs,
     parse_profile,
     parse_times,
     run_command,
@@ -429,3 +432,67 @@ def test_a_mean_that_was_summed_in_32_bits() -> None:
 def test_broken_layers_are_refused(text: str) -> None:
     with pytest.raises(DeviceError, match="layer information"):
         parse_layers(text)
+
+
+# ------------------------------------------------------------------------------------------------------ outputs
+
+
+def written(tensors: list[tuple[str, tuple[int, ...], list[float]]], line: str = "\n") -> str:
+    """As ``trtexec`` writes ``--exportOutput``: six digits, names as they are."""
+    parts = [
+        f'{{ "name" : "{name}"\n  , "dimensions" : "{"x".join(map(str, shape))}"\n'
+        f'  , "values" : [ {", ".join(f"{value:g}" for value in values)} ]\n  }}\n'
+        for name, shape, values in tensors
+    ]
+    return ("[\n  " + ", ".join(parts) + "]\n").replace("\n", line)
+
+
+def test_outputs_by_name() -> None:
+    found = parse_outputs(written([("logits", (1, 3), [0.5, -1e-7, 12.25]), ('a "b"', (2,), [1, 2])]))
+    assert found["logits"].shape == (1, 3)
+    assert found["logits"].values == (0.5, -1e-7, 12.25)
+    assert found['a "b"'].values == (1.0, 2.0)
+
+
+def test_values_that_are_not_finite() -> None:
+    text = written([("x", (3,), [1, 1, 1])]).replace("[ 1, 1, 1 ]", "[ nan, -inf, -nan ]")
+    values = parse_outputs(text)["x"].values
+    assert str(values) == "(nan, -inf, nan)"
+
+
+@given(
+    st.lists(
+        st.tuples(
+            NAMES.filter(lambda name: "\n" not in name and "\r" not in name and '" ' not in name),
+            st.lists(st.integers(1, 3), max_size=3).map(tuple),
+        ),
+        min_size=1, max_size=4, unique_by=lambda pair: pair[0],
+    ),
+    st.sampled_from(["\n", "\r\n"]),
+)  # fmt: skip
+def test_any_outputs_come_back(tensors: list[tuple[str, tuple[int, ...]]], line: str) -> None:
+    given_ = [(name, shape, [i / 8 for i in range(math.prod(shape))]) for name, shape in tensors]
+    found = parse_outputs(written(given_, line))
+    assert [(name, f.shape, list(f.values)) for name, f in found.items()] == given_
+
+
+def test_outputs_cut_anywhere_are_refused() -> None:
+    text = written([("a", (2,), [0.125, 0.25]), ("b", (1, 2), [1, 2])]).strip()
+    for at in range(len(text)):
+        with pytest.raises(DeviceError):
+            parse_outputs(text[:at])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '[ { "name" : "x" } ]', written([("x", (2,), [1])]), written([("x", (1,), [1])] * 2)]
+)
+def test_broken_outputs_are_refused(text: str) -> None:
+    with pytest.raises(DeviceError, match="outputs that trtexec wrote"):
+        parse_outputs(text)
+
+
+def test_the_command_that_runs_once_on_inputs() -> None:
+    command = infer_command(trtexec="t", engine="e", inputs=[("input:0", "a/0.bin"), ("b", "a/1.bin")], output="o.json")
+    assert "--loadInputs='input:0':a/0.bin,'b':a/1.bin" in command
+    with pytest.raises(DeviceError, match="cannot be told of an input named"):
+        infer_command(trtexec="t", engine="e", inputs=[("it's", "a")], output="o")

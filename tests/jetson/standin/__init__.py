@@ -35,7 +35,10 @@ _MODES = {"MAXN": 0, "15W": 1, "7W": 3}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standin:
-    """A running one, reached by ``server`` where it has one. ``root`` holds the board's files, and the settings and the record of what was called."""
+    """A running one, reached by ``server`` where it has one.
+
+    ``root`` holds the board's files, its settings, and the record of what was called.
+    """
 
     server: Server | None
     root: Path
