@@ -340,9 +340,10 @@ def test_a_profile_before_8_5_has_no_medians() -> None:
     assert [(layer.name, layer.median_ms, layer.percent) for layer in layers] == [("a", None, 40), ("b", None, 60)]
 
 
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\r\x1b"), max_size=30) | st.sampled_from(
-    ['say "hi"', "{ForeignNode[/1/a.../1/b]}", "a\\nb", '", "', '" }', "} ]", '\\"', 'x", "y" : 3 }']
-)
+# (A name that looks like a figure's key is refused: a broken entry looks the same.)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\r\x1b"), max_size=30).filter(
+    lambda name: '"timeMs"' not in name and '"percentage"' not in name
+) | st.sampled_from(['say "hi"', "{ForeignNode[/1/a.../1/b]}", "a\\nb", '", "', '" }', "} ]", '\\"', 'x", "y" : 3 }'])
 FIGURES = st.floats(0, 1e6).map(lambda f: float(f"{f:g}"))
 
 
