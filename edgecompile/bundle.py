@@ -24,6 +24,7 @@ from edgecompile.types import (
     Budget,
     Engine,
     EngineLayer,
+    InstructionCount,
     Measurement,
     Option,
     Parity,
@@ -79,7 +80,8 @@ class ModelFacts:
 class TriedCandidate:
     """One candidate as it was tried; ``validation`` is its accuracy on the part of the data that the choice used.
 
-    ``predicted_ms`` is what the table of operators promised of a smaller model before it was timed.
+    ``predicted_ms`` is what the table of operators promised of a smaller model before it was timed; ``instructions``
+    were counted on an emulated board.
     """
 
     label: str
@@ -93,6 +95,7 @@ class TriedCandidate:
     parity: Parity | None = None
     failure: str | None = None
     predicted_ms: float | None = None
+    instructions: InstructionCount | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +169,11 @@ class DataFacts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """All that is known of a bundle. Written as ``manifest.json``; the JSON schema is ``manifest.schema.json``."""
+    """All that is known of a bundle. Written as ``manifest.json``; the JSON schema is ``manifest.schema.json``.
+
+    ``emulated`` names the core of the emulated board that stood in for the device: what ran on it gave outputs and
+    instruction counts, and no latency.
+    """
 
     schema_version: Literal[1]
     edgecompile_version: str
@@ -192,6 +199,7 @@ class Manifest:
     accuracy: Accuracy | None
     original_accuracy: Accuracy | None
     device_accuracy: Accuracy | None = None
+    emulated: str | None = None
     parity: tuple[Parity, ...]
     candidates: tuple[TriedCandidate, ...]
     data: DataFacts | None

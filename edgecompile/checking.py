@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from edgecompile import bench, bundle, measuring
+from edgecompile.errors import LimitNotMet
 from edgecompile.progress import Progress
+from edgecompile.transport import lab, open_transport
 from edgecompile.types import Accuracy
 
-Quantity = Literal["latency", "size", "accuracy"]
+Quantity = Literal["outputs", "latency", "instructions", "size", "accuracy"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +40,13 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """What may change: latency by a factor, size by a factor, accuracy by points of its metric.
+    """What may change: latency, instructions and size by a factor, accuracy by points of its metric.
 
     ``accuracy_points`` of ``None`` allows what chance explains: the baseline's value within the new one's interval.
     """
 
     latency: float = 1.0
+    instructions: float = 1.01
     size: float = 1.01
     accuracy_points: float | None = None
 
@@ -56,14 +59,20 @@ def check(
     *,
     on: str = "local",
     tolerance: Tolerance | None = None,
-    latency: bool = True,
+    latency: bool | None = None,
 ) -> CheckReport:
-    """Compare two bundles: both are verified, and their files measured interleaved.
+    """Compare two bundles: hashes, the newer one's outputs at ``on``, size, accuracy, and what an inference costs.
 
-    Latency is worse when the whole 95 % interval of the ratio lies above the tolerance. Raises `InputError` for what is
-    no bundle, `LimitNotMet` for one that was changed, `DeviceError` where the device fails.
+    That is latency, both files measured interleaved, and on an emulated board instructions; ``latency`` of ``False``
+    measures none. Latency is worse when the whole 95 % interval of the ratio lies above the tolerance. Raises
+    `InputError` for what is no bundle and for latency on an emulated board, `LimitNotMet` for a bundle that was
+    changed, `DeviceError` where the device fails.
     """
     allowed = tolerance or Tolerance()
+    way = open_transport(on)
+    emulated = lab.emulated_core(way)
+    if latency:
+        lab.refuse_latency(way)
     now, baseline = bundle.read(path), bundle.read(against)
     for opened in (now, baseline):
         bundle.check_hashes(opened)
@@ -72,9 +81,42 @@ def check(
         findings.append(accuracy)
     elif now.manifest.accuracy is not None:
         progress.note("accuracy is not compared: the bundles were evaluated with other metrics or on other data")
-    if latency:
+    lab.ready(on, progress)
+    findings.append(_outputs(now, progress, on))
+    if emulated is not None:
+        progress.note(f"latency is not compared: an emulated {emulated} has none; instructions are")
+        findings.append(_instructions((baseline, now), progress, on, allowed))
+    elif latency is not False:
         findings.append(_latency((against, path), baseline.manifest, now.manifest, options, progress, on, allowed))
     return CheckReport(findings=tuple(findings))
+
+
+def _outputs(now: bundle.Bundle, progress: Progress, on: str) -> Finding:
+    """Whether the file computes at ``on`` what it computed when it was built."""
+    expected = f"{now.manifest.golden.samples} golden vectors"
+    try:
+        with progress.stage("Check the golden vectors"):
+            found = measuring.compare_golden(now, on=on, progress=progress)
+    except LimitNotMet as exc:
+        return Finding(quantity="outputs", baseline=expected, now=exc.message, change="differ", worse=True)
+    kept = "equal" if found.comparison == "exact" else f"within {found.largest_error:.1e}"
+    return Finding(quantity="outputs", baseline=expected, now=kept, change="none", worse=False)
+
+
+def _instructions(bundles: Sequence[bundle.Bundle], progress: Progress, on: str, allowed: Tolerance) -> Finding:
+    before, after = (opened.manifest.model_file.sha256 for opened in bundles)
+    if before == after:
+        return Finding(quantity="instructions", baseline="-", now="the same file", change="none", worse=False)
+    report = measuring.count([opened.path for opened in bundles], progress, on=on)
+    first, last = report.counts
+    ratio = report.ratios[1]
+    return Finding(
+        quantity="instructions",
+        baseline=f"{first.per_inference:,}",
+        now=f"{last.per_inference:,}",
+        change=f"{100 * (ratio - 1):+.2f} % (emulated {last.core})",
+        worse=ratio > allowed.instructions,
+    )
 
 
 def _size(baseline: bundle.Manifest, now: bundle.Manifest, allowed: Tolerance) -> Finding:
@@ -101,7 +143,7 @@ def _accuracy(baseline: bundle.Manifest, now: bundle.Manifest, allowed: Toleranc
         quantity="accuracy",
         baseline=_figure(before),
         now=_figure(after),
-        change=f"{-lost:+.2f} {'dB' if before.metric == 'SQNR' else 'points'}",
+        change=f"{after.value - before.value:+.2f} {'dB' if before.metric == 'SQNR' else 'points'}",
         worse=worse,
     )
 

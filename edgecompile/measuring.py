@@ -1,4 +1,4 @@
-"""`edgecompile bench` and `edgecompile verify`: measure and check files that are there already."""
+"""`edgecompile bench` and `edgecompile verify`: measure, count and check files that are there already."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Literal
 from edgecompile import bench, bundle, engines
 from edgecompile.errors import InputError
 from edgecompile.progress import Progress, Silent
-from edgecompile.transport import Transport, open_transport
-from edgecompile.types import Artifact, Engine, Measurement, Ratio
+from edgecompile.transport import Transport, lab, open_transport
+from edgecompile.types import Artifact, Engine, InstructionCount, Measurement, Ratio
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +22,25 @@ class BenchReport:
     names: tuple[str, ...]
     measurements: tuple[Measurement, ...]
     ratios: tuple[Ratio | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountReport:
+    """The instructions of files on one emulated core; ``ratios[i]`` is file ``i``'s count over the first's."""
+
+    names: tuple[str, ...]
+    counts: tuple[InstructionCount, ...]
+    ratios: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenReport:
+    """Golden vectors that came out as they should; ``largest_error`` is relative to each output's range."""
+
+    samples: int
+    comparison: Literal["exact", "relative"]
+    largest_error: float
+    through: Literal["the shipped file", "the engine"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +69,9 @@ def measure(
     """
     artifacts = [_artifact(path) for path in paths]
     for_tensorrt = {artifact.runtime == "tensorrt" for artifact in artifacts}
-    with open_transport(on, waiting=progress.note) as transport:
+    way = open_transport(on, waiting=progress.note)
+    lab.refuse_latency(way)
+    with way as transport:
         board = _board(transport, on) if True in for_tensorrt else None
         if board is None and power_mode is not None:
             raise InputError("--power-mode is for a Jetson that runs engines", remedy="give a bundle for one, and --on")
@@ -114,6 +135,28 @@ def _engine(path: Path, artifact: Artifact, on_board: engines.Bench, folder: Pat
             raise exc.error from exc
 
 
+def count(paths: Sequence[Path], progress: Progress, *, on: str, runs: int = 5) -> CountReport:
+    """Count the instructions of bundles and bare files on the emulated board at ``on`` (``lab:pi4``).
+
+    Raises `InputError` for any other machine and for what is no model, `DeviceError` where a file cannot be run there.
+    """
+    artifacts = [_artifact(path) for path in paths]
+    way = open_transport(on, waiting=progress.note)
+    lab.require(way)
+    lab.ready(on, progress)
+    with way as transport, progress.stage("Count instructions", total=len(artifacts)) as step:
+        counts = []
+        for artifact in artifacts:
+            counts.append(bench.instructions(artifact, transport, runs=runs))
+            step(1)
+    first = counts[0].per_inference
+    return CountReport(
+        names=tuple(str(path) for path in paths),
+        counts=tuple(counts),
+        ratios=tuple(found.per_inference / first for found in counts),
+    )
+
+
 def sustained(
     path: Path, options: bench.BenchOptions, progress: Progress, *, on: str, seconds: float, picture: Path
 ) -> bench.Sustained:
@@ -122,13 +165,15 @@ def sustained(
     Ctrl-C ends it and keeps what was measured. Raises `InputError` before that when the picture cannot be written.
     """
     artifact = _artifact(path)
+    way = open_transport(on, waiting=progress.note)
+    lab.refuse_latency(way)
     try:
         with picture.open("ab"):
             pass
     except OSError as exc:
         raise InputError(f"cannot write {picture}: {exc.strerror}", remedy="give another --plot") from exc
     try:
-        with progress.stage(f"Run {path} for {seconds:g} s"), open_transport(on, waiting=progress.note) as transport:
+        with progress.stage(f"Run {path} for {seconds:g} s"), way as transport:
             found = bench.sustained(artifact, transport, options, seconds)
         picture.write_text(bench.sustained_svg(found), encoding="utf-8")
     finally:
@@ -161,16 +206,31 @@ def verify(path: Path, *, on: str = "local", progress: Progress | None = None) -
     """Check a bundle's hashes, then its golden vectors through the shipped file, here or on the machine at ``on``.
 
     On a machine with TensorRT, the golden vectors of a bundle for it go through the engine, with a wider tolerance.
+    Raises `LimitNotMet` for a difference, `InputError` for what is not a bundle.
+    """
+    opened = bundle.read(path)
+    files = bundle.check_hashes(opened)
+    lab.ready(on, progress or Silent())
+    found = compare_golden(opened, on=on, progress=progress)
+    return VerifyReport(
+        files=files,
+        samples=found.samples,
+        comparison=found.comparison,
+        largest_error=found.largest_error,
+        through=found.through,
+    )
 
-    The file runs in a process of its own, by our runner and never by the one in the bundle, which is as untrusted as
-    the rest. Raises `LimitNotMet` for a difference, `InputError` for what is not a bundle.
+
+def compare_golden(opened: bundle.Bundle, *, on: str = "local", progress: Progress | None = None) -> GoldenReport:
+    """Send a bundle's golden inputs through its file at ``on``, and compare the outputs.
+
+    Raises `LimitNotMet` for a difference that is too large. The file runs in a process of its own, by our runner and
+    never by the one in the bundle, which is as untrusted as the rest.
     """
     import numpy as np
 
-    opened = bundle.read(path)
-    files = bundle.check_hashes(opened)
     golden = opened.manifest.golden
-    artifact, inputs = _artifact(path), opened.file("golden inputs")
+    artifact, inputs = _artifact(opened.path), opened.file("golden inputs")
     with tempfile.TemporaryDirectory() as folder, open_transport(on) as transport:
         found = Path(folder) / "outputs.npz"
         board = _board(transport, on) if artifact.runtime == "tensorrt" else None
@@ -180,12 +240,11 @@ def verify(path: Path, *, on: str = "local", progress: Progress | None = None) -
         else:
             golden = replace(golden, comparison="relative", tolerance=engines.TOLERANCE[artifact.precision])
             with engines.session(transport, board) as on_board:
-                engine = _engine(path, artifact, on_board, Path(folder) / "engine", progress or Silent())
+                engine = _engine(opened.path, artifact, on_board, Path(folder) / "engine", progress or Silent())
                 engines.run_inputs(on_board, engine, artifact, inputs=inputs, outputs=found)
         with np.load(opened.file("golden outputs"), allow_pickle=False) as expected, np.load(found) as have:
             worst = bundle.compare_golden(golden, dict(expected), dict(have), runtime=runtime)
-    return VerifyReport(
-        files=files,
+    return GoldenReport(
         samples=golden.samples,
         comparison=golden.comparison,
         largest_error=worst,

@@ -60,7 +60,7 @@ def render(manifest: Manifest) -> str:
 <div class="scroll">{_plot(manifest)}</div>
 <div class="scroll">{_table(manifest)}</div>
 <p class="soft">{escape(_accuracy_words(manifest))}</p>
-<h2>How it was measured</h2>
+{_instructions(manifest)}<h2>How it was measured</h2>
 <p>{escape(_measured_words(manifest))}</p>
 {_doubts(manifest)}
 {_engines(manifest)}<h2>Inputs and outputs</h2>
@@ -117,7 +117,10 @@ def _accuracy_words(manifest: Manifest) -> str:
 def _measured_words(manifest: Manifest) -> str:
     m = manifest.measurement
     if m.provenance == "estimated":
-        return f"It was not: latency is estimated from the profile of {m.device}, and the interval is that of the estimate."
+        words = f"It was not: latency is estimated from the profile of {m.device}, and the interval is that of the estimate."
+        if manifest.emulated is not None:
+            words += f" The golden vectors were checked on an emulated {manifest.emulated}, whose times mean nothing."
+        return words
     env = m.environment
     words = f"On {m.device}"
     if env is not None and env.board is not None:
@@ -195,6 +198,21 @@ def _table(manifest: Manifest) -> str:
         )
         rows.append(_tr([_cell(cell) for cell in cells], style="chosen" if c.plan == manifest.plan else ""))
     return f"<table>{''.join(rows)}</table>"
+
+
+def _instructions(manifest: Manifest) -> str:
+    """The instructions of the candidates, where an emulated board counted them."""
+    found = [(c, c.instructions) for c in manifest.candidates if c.instructions is not None]
+    if not found:
+        return ""
+    first = found[0][1]
+    rows = [_tr([_cell(c, "th") for c in ("candidate", f"n:{first.label}", "n:times the first", "runtime")])]
+    for c, one in found:
+        ratio = one.per_inference / first.per_inference
+        cells = (c.label, f"n:{one.per_inference:,}", f"n:{ratio:.4f}", one.runtime)
+        rows.append(_tr([_cell(cell) for cell in cells], style="chosen" if c.plan == manifest.plan else ""))
+    words = "Of one inference with one thread: equal run after run, and no time. Fewer instructions may take longer."
+    return f'<h2>Instructions</h2>\n<div class="scroll"><table>{"".join(rows)}</table></div>\n<p class="soft">{words}</p>\n'
 
 
 def _ports(manifest: Manifest) -> str:

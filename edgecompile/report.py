@@ -27,7 +27,7 @@ from rich.text import Text
 from edgecompile import search
 from edgecompile.bundle import Manifest, TriedCandidate
 from edgecompile.store import WorkFolder
-from edgecompile.types import Accuracy, Measurement, Ratio, TensorSpec
+from edgecompile.types import Accuracy, InstructionCount, Measurement, Ratio, TensorSpec
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -241,7 +241,7 @@ def closing(manifest: Manifest, folder: str) -> list[Text]:
         found = manifest.device_accuracy
         lines.append(
             Text(
-                f"{found.metric} on the device itself, {found.samples} samples: {accuracy(found)}"
+                f"{found.metric} on {where_it_ran(manifest)}, {found.samples} samples: {accuracy(found)}"
                 f" [{found.ci_low:.2f}, {found.ci_high:.2f}]"
             )
         )
@@ -253,6 +253,21 @@ def closing(manifest: Manifest, folder: str) -> list[Text]:
     shipped = f" ({manifest.model_file.path}, {size(manifest.model_file.size_bytes)}; report.html shows what was tried)"
     lines.append(Text.assemble("Bundle: ", (f"{folder}", "bold"), shipped))
     return lines
+
+
+def where_it_ran(manifest: Manifest) -> str:
+    """What the files ran on besides this machine, in words."""
+    return "the device itself" if manifest.emulated is None else f"the emulated {manifest.emulated}"
+
+
+def counted(manifest: Manifest) -> list[RenderableType]:
+    """The instructions of the candidates, where an emulated board counted them."""
+    found = [(c.label, c.instructions) for c in manifest.candidates if c.instructions is not None]
+    if not found:
+        return []
+    first = found[0][1].per_inference
+    ratios = [one.per_inference / first for _, one in found]
+    return ["", *counts([label for label, _ in found], [one for _, one in found], ratios), ""]
 
 
 #: Columns of the longest bar of a frontier.
@@ -327,6 +342,14 @@ def work_folders(folders: Sequence[WorkFolder]) -> Table:
     return made
 
 
+def lab(rows: Sequence[tuple[str, str, str]], folder: str, size_bytes: int) -> list[RenderableType]:
+    """The emulated boards: name, core, whether it runs; and what they take on the disk."""
+    made = table("board", "core (emulated)", "runs")
+    for name, core, runs in rows:
+        made.add_row(name, core, Text(runs, style="dim" if runs == "no" else "green"))
+    return [made, plain(f"{size(size_bytes)} in {folder}", style="dim")]
+
+
 def duration(seconds: float) -> str:
     """A duration for people: ``40 s``, ``3 min``, ``1.5 h``."""
     if seconds < 90:
@@ -392,6 +415,15 @@ def _run_facts(m: Measurement) -> str:
     if m.load_ms is not None and m.cold_ms is not None:
         words += f"; loading {milliseconds(m.load_ms)} ms, first run {milliseconds(m.cold_ms)} ms"
     return words + (f", peak memory {size(m.peak_memory_bytes)}" if m.peak_memory_bytes is not None else "")
+
+
+def counts(names: Sequence[str], found: Sequence[InstructionCount], ratios: Sequence[float]) -> list[RenderableType]:
+    """Instructions of files side by side, with each one's ratio to the first: never a time."""
+    figures = ("per inference", "x first")
+    made = table("file", *figures, "runtime", title=found[0].label, right=figures, fixed=(*figures, "runtime"))
+    for name, one, ratio in zip(names, found, ratios, strict=True):
+        made.add_row(name, f"{one.per_inference:,}", f"{ratio:.4f}", one.runtime)
+    return [made, Text("One thread. No times: fewer instructions may take longer.", style="dim")]
 
 
 #: So many lines say how a latency went on.

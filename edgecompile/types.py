@@ -411,6 +411,27 @@ class Ratio:
     ci_high: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstructionCount:
+    """Instructions of one inference with one thread on an emulated core: no time, and equal run after run.
+
+    ``per_inference`` is the median of ``runs`` inferences, ``spread`` the largest less the smallest, over the median.
+    ``image`` names the file system of the emulated board: counts of others may differ by other libraries.
+    """
+
+    core: str
+    per_inference: int
+    spread: float
+    runs: int
+    runtime: str
+    image: str
+
+    @property
+    def label(self) -> str:
+        """What the figure is called wherever it is shown."""
+        return f"instructions (emulated {self.core})"
+
+
 Metric: TypeAlias = Literal["top-1", "agreement", "SQNR", "mAP", "mIoU"]
 
 
@@ -464,7 +485,7 @@ class Candidate:
     """One plan that was tried: what it made, how fast, how good. ``failure`` tells why there is nothing to choose.
 
     ``predicted_ms`` is what the table of operators promised of a smaller model before it was timed. ``engine`` is what
-    the device built of the file.
+    the device built of the file; ``instructions`` were counted where the build was given an emulated board.
     """
 
     plan: Plan
@@ -475,6 +496,7 @@ class Candidate:
     parity: Parity | None = None
     failure: str | None = None
     predicted_ms: float | None = None
+    instructions: InstructionCount | None = None
 
 
 # ------------------------------------------------------------------------------------------------------ JSON

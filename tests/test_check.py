@@ -47,7 +47,7 @@ def test_a_bundle_is_as_good_as_itself(bundles: dict[str, Path]) -> None:
     assert done.code == 0, done.err
     report = json.loads(done.out)
     assert report["passed"] is True
-    assert {f["quantity"] for f in report["findings"]} == {"size", "accuracy", "latency"}
+    assert {f["quantity"] for f in report["findings"]} == {"size", "accuracy", "outputs", "latency"}
 
 
 def test_a_larger_file_is_found(bundles: dict[str, Path]) -> None:
@@ -97,7 +97,7 @@ def test_other_data_is_not_compared(bundles: dict[str, Path], tmp_path: Path) ->
     manifest["data"]["digest"] = "0" * 64
     (other / bundle.MANIFEST).write_text(json.dumps(manifest))
     report = checking.check(other, bundles["fp32"], OPTIONS, Silent(), latency=False)
-    assert set(_by_quantity(report)) == {"size"}
+    assert set(_by_quantity(report)) == {"size", "outputs"}
 
 
 def test_what_is_no_bundle_or_was_changed_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Measures files on a machine, interleaved, and turns latencies into figures with intervals."""
 
 from edgecompile.bench.files import bare_file
+from edgecompile.bench.instructions import instructions
 from edgecompile.bench.measure import measure, unsteady
 from edgecompile.bench.options import BenchOptions, BenchResult
 from edgecompile.bench.plot import sustained_svg
@@ -14,6 +15,7 @@ __all__ = [
     "Doubt",
     "Sustained",
     "bare_file",
+    "instructions",
     "measure",
     "run_inputs",
     "seconds_of",

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from edgecompile import stats
 from edgecompile.bench import benchmark_model, document, intervals, runner, state
 from edgecompile.bench.options import BenchOptions, BenchResult, environment_of
-from edgecompile.transport import Transport
+from edgecompile.transport import Transport, lab
 from edgecompile.types import Artifact, Environment, Measurement
 
 #: Beyond these the figures of a measurement are not to be taken at their word.
@@ -21,8 +21,10 @@ _HEAVY = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "
 def measure(artifacts: Sequence[Artifact], transport: Transport, options: BenchOptions) -> BenchResult:
     """Measure files interleaved in one process on a machine, or by ``benchmark_model`` where the options name it.
 
-    Raises `DeviceError` when the machine or its runner fails, `InputError` when a file cannot be run at all.
+    Raises `DeviceError` when the machine or its runner fails, `InputError` when a file cannot be run at all, and for an
+    emulated machine, which has no latency.
     """
+    lab.refuse_latency(transport)
     if options.benchmark_model is not None:
         return benchmark_model.measure(artifacts, transport, options)
     arguments = ["--rounds", str(options.round_count), *([] if options.pin else ["--no-pin"])]

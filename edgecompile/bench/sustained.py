@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edgecompile.bench import document, intervals, runner, state
 from edgecompile.bench.options import BenchOptions, environment_of
 from edgecompile.errors import EdgecompileError, InputError
-from edgecompile.transport import Transport
+from edgecompile.transport import Transport, lab
 from edgecompile.types import Artifact, Environment, Ratio
 
 _MINUTE_S = 60.0
@@ -62,8 +62,9 @@ def sustained(artifact: Artifact, transport: Transport, options: BenchOptions, s
 
     Ctrl-C ends it; what was measured by then is kept, from the second second on. Of the options, ``threads``, ``seed``
     and ``pin`` apply. Raises `DeviceError` when the machine or its runner fails, `InputError` when the file cannot be
-    run or ``seconds`` is not positive.
+    run, ``seconds`` is not positive, or the machine is an emulated one.
     """
+    lab.refuse_latency(transport)
     if seconds <= 0:
         raise InputError(f"cannot run for {seconds:g} seconds", remedy="give a positive number")
     arguments = ["--sustained", f"{seconds:.3f}", *([] if options.pin else ["--no-pin"])]

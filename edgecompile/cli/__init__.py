@@ -10,6 +10,7 @@ from edgecompile.cli.cache import cache
 from edgecompile.cli.common import CONTEXT, show_error
 from edgecompile.cli.device import device
 from edgecompile.cli.init import init
+from edgecompile.cli.lab import lab
 from edgecompile.cli.look import devices, inspect
 from edgecompile.cli.measure import bench, check, verify
 
@@ -20,7 +21,7 @@ def cli() -> None:
     """Give it a trained model, a device and a millisecond budget; get back the file that ships, and the proof."""
 
 
-for _command in (build, init, devices, inspect, bench, verify, check, device, cache):
+for _command in (build, init, devices, inspect, bench, verify, check, device, lab, cache):
     cli.add_command(_command)
 
 __all__ = ["build", "cli", "show_error"]

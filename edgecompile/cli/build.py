@@ -77,7 +77,11 @@ def build_options(command: F) -> F:
             show_default=True,
             help="Images in a .tflite file: channels last, or (nchw) all as the model has it.",
         ),
-        click.option("--on", help="Measure there: local, or ssh://user@host[:port]; else estimate for other devices."),
+        click.option(
+            "--on",
+            help="Measure there: local, or ssh://user@host[:port]; else estimate for other devices. An emulated "
+            "board, lab:pi4, runs the files and counts instructions; latency stays an estimate.",
+        ),
         click.option("--power-mode", help="Of a Jetson while it is measured: a name or number. Put back afterwards."),
         click.option(
             "--eval-on-device",
@@ -220,7 +224,7 @@ def _build_one(
     if not as_json:
         folder = str(request.out)
         terminal.gap()
-        terminal.print(report.candidates(manifest), *report.frontier(manifest, folder))
+        terminal.print(report.candidates(manifest), *report.frontier(manifest, folder), *report.counted(manifest))
         terminal.print(*report.closing(manifest, folder))
     return result.exit_code, to_builtins(manifest)
 

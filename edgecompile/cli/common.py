@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 PATH = click.Path(path_type=Path)
-ON_HELP = "Where: local, or ssh://user@host[:port]."
+ON_HELP = "Where: local, ssh://user@host[:port], or lab:pi4 for an emulated board."
 
 
 class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):

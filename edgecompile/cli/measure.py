@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 @click.command(short_help="Measure files, interleaved, with their ratios.")
 @click.argument("paths", nargs=-1, required=True, type=PATH)
 @click.option("--on", default="local", show_default=True, help=ON_HELP)
+@click.option(
+    "--cost",
+    type=click.Choice(["latency", "instructions"]),
+    default="latency",
+    show_default=True,
+    help="What to find out: milliseconds, or the instructions of an inference on an emulated board (--on lab:pi4).",
+)
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--percentile", type=click.FloatRange(1, 99.9), default=50.0, show_default=True)
 @click.option(
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
 def bench(
     paths: tuple[Path, ...],
     on: str,
+    cost: str,
     threads: int,
     percentile: float,
     budget_ms: float | None,
@@ -60,6 +68,8 @@ def bench(
     from edgecompile.types import to_builtins
 
     terminal = face(quiet, verbose, debug)
+    if cost == "instructions":
+        return _count(paths, on, terminal, as_json=as_json)
     options = BenchOptions(
         threads=threads,
         percentile=percentile,
@@ -79,6 +89,33 @@ def bench(
     if not met and budget_ms is not None and first.meets(budget_ms):
         terminal.warn("the measurement is not trusted, so the budget is not met (--accept-throttled lets it count)")
     return 0 if met else 3
+
+
+_OF_LATENCY = (
+    "threads", "percentile", "budget_ms", "warmup_seconds", "min_runs", "min_seconds", "sustained", "plot",
+    "power_mode", "accept_throttled",
+)  # fmt: skip
+
+
+def _count(paths: tuple[Path, ...], on: str, terminal: Face, *, as_json: bool) -> int:
+    from edgecompile import measuring, report
+    from edgecompile.errors import InputError
+    from edgecompile.types import to_builtins
+
+    context = click.get_current_context()
+    for name in _OF_LATENCY:
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise InputError(
+                f"--{name.replace('_', '-')} is about latency, and --cost instructions is none",
+                remedy="leave one of them out; instructions are always counted with one thread",
+            )
+    result = measuring.count(paths, terminal, on=on)
+    if as_json:
+        label = result.counts[0].label
+        print_json({"cost": label, **to_builtins(result)})
+    else:
+        terminal.print(*report.counts(result.names, result.counts, result.ratios))
+    return 0
 
 
 def _sustained(
@@ -133,9 +170,18 @@ def verify(path: Path, on: str, as_json: bool, quiet: bool, verbose: int, debug:
 @click.argument("path", type=PATH)
 @click.option("--against", type=PATH, required=True, help="The bundle to compare with.")
 @click.option("--on", default="local", show_default=True, help=ON_HELP)
-@click.option("--latency/--no-latency", default=True, show_default=True, help="Measure both files, interleaved.")
+@click.option(
+    "--latency/--no-latency", default=None, help="Measure both files, interleaved.  [default: on a real device]"
+)
 @click.option(
     "--max-slower", type=click.FloatRange(min=0), default=0.0, show_default=True, help="Per cent that is allowed."
+)
+@click.option(
+    "--max-instructions",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    show_default=True,
+    help="Per cent more that are allowed on an emulated board.",
 )
 @click.option(
     "--max-larger", type=click.FloatRange(min=0), default=1.0, show_default=True, help="Per cent that is allowed."
@@ -151,8 +197,9 @@ def check(
     path: Path,
     against: Path,
     on: str,
-    latency: bool,
+    latency: bool | None,
     max_slower: float,
+    max_instructions: float,
     max_larger: float,
     max_drop: float | None,
     threads: int,
@@ -162,14 +209,22 @@ def check(
     verbose: int,
     debug: bool,
 ) -> int:
-    """Exit 3 when a bundle became slower, larger or less accurate than another: a gate for a CI job."""
+    """Exit 3 when a bundle became slower, larger or less accurate than another: a gate for a CI job.
+
+    With --on lab:pi4 the instructions of an inference are compared instead of latency, which an emulated board has not.
+    """
     from edgecompile import checking, report
     from edgecompile.bench import BenchOptions
     from edgecompile.types import to_builtins
 
     terminal = face(quiet, verbose, debug)
     options = BenchOptions(threads=threads, min_seconds=min_seconds)
-    tolerance = checking.Tolerance(latency=1 + max_slower / 100, size=1 + max_larger / 100, accuracy_points=max_drop)
+    tolerance = checking.Tolerance(
+        latency=1 + max_slower / 100,
+        instructions=1 + max_instructions / 100,
+        size=1 + max_larger / 100,
+        accuracy_points=max_drop,
+    )
     result = checking.check(path, against, options, terminal, on=on, tolerance=tolerance, latency=latency)
     if as_json:
         print_json({**to_builtins(result), "passed": result.passed})

@@ -11,6 +11,7 @@ from edgecompile.pipeline.accuracy import add_validation, evaluated, reference_o
 from edgecompile.pipeline.conversion import lower_all, require_one
 from edgecompile.pipeline.dry import DryRun, dry_run
 from edgecompile.pipeline.helping import with_help
+from edgecompile.pipeline.instructions import add_instructions
 from edgecompile.pipeline.job import prepare, work_folder
 from edgecompile.pipeline.latency import add_latency
 from edgecompile.pipeline.plans import propose
@@ -20,6 +21,7 @@ from edgecompile.pipeline.smaller import smaller_models
 from edgecompile.pipeline.trained import trained_models
 from edgecompile.pipeline.writing import BuildResult, write_bundle
 from edgecompile.progress import Progress
+from edgecompile.transport import lab
 from edgecompile.types import BuildRequest
 
 
@@ -29,6 +31,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
     with work_folder(request) as store:
         job = prepare(request, store, progress)
         plans = propose(job)
+        lab.ready(request.on, progress)  # before any long work: what it lacks is said at once
         reference = reference_of(job)
         candidates = lower_all(job, plans)
         require_one(job, candidates)
@@ -41,6 +44,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
             candidates += smaller_models(job, candidates, reference)
             candidates += trained_models(job, candidates, reference)
             candidates += mixed_precision(job, candidates, reference)
+        candidates = add_instructions(job, candidates)
         choice = with_help(job, candidates, search.choose(candidates, job.budget))
         result = write_bundle(job, candidates, choice, evaluated(job, choice.candidate))
     if job.request.on not in (None, "local") and choice.candidate.plan.runtime == "tensorrt":

@@ -26,7 +26,7 @@ from edgecompile import model as models
 from edgecompile.errors import EdgecompileError, InputError
 from edgecompile.progress import Progress
 from edgecompile.store import Store, register
-from edgecompile.transport import Transport, open_transport
+from edgecompile.transport import Transport, lab, open_transport
 from edgecompile.types import (
     Arrays,
     Budget,
@@ -58,8 +58,18 @@ class Job:
 
     @property
     def here(self) -> bool:
-        """Whether the device can be measured: it is this machine, or the request says where it is."""
+        """Whether the device can be measured: it is this machine, or the request says where it is.
+
+        An emulated board cannot: it runs the files, but its times mean nothing.
+        """
+        if self.emulated is not None:
+            return False
         return self.request.on is not None or self.profile.matches_this_machine()
+
+    @property
+    def emulated(self) -> str | None:
+        """The core of the emulated board that stands in for the device, where the request names one."""
+        return lab.core_of(self.request.on)
 
     @property
     def machine(self) -> str:
@@ -94,6 +104,7 @@ def work_folder(request: BuildRequest) -> Iterator[Store]:
 def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
     """Load the profile, the model and the data; fail before any long work on what cannot be built."""
     profile = profiles.load(request.target, content_dir=request.content_dir)
+    _check_emulation(request, profile, progress)
     board = _board(request, profile, progress)
     with progress.stage("Load the model"):
         model = models.load(
@@ -140,6 +151,25 @@ def _board(request: BuildRequest, profile: profiles.DeviceProfile, progress: Pro
     if profile.match.boards and not board.name.startswith(profile.match.boards):
         progress.warn(f"{board.name} is not the board of the profile {profile.name}: estimates are for another one")
     return board
+
+
+def _check_emulation(request: BuildRequest, profile: profiles.DeviceProfile, progress: Progress) -> None:
+    """An emulated Arm board can only stand in for an Arm device, and best for one of the same core."""
+    core = lab.core_of(request.on)
+    if core is None:
+        return
+    if profile.architecture != "aarch64":
+        raise InputError(
+            f"an emulated {core} says nothing about {profile.name}, which is {profile.architecture}",
+            remedy="leave --on out, or build for an Arm device: --target pi4",
+        )
+    if profile.runtime("tensorrt") is not None and request.runtimes in ((), ("tensorrt",)):
+        raise InputError(
+            f"an emulated {core} has no GPU, and {profile.name} is to run TensorRT",
+            remedy="give the board itself with --on ssh://user@host, or another --runtime",
+        )
+    if profile.core != core.lower():
+        progress.note(f"{profile.name} has another core than the emulated {core}: its kernels may be others")
 
 
 def _input_shapes(request: BuildRequest) -> dict[str, tuple[int, ...]] | tuple[int, ...] | None:

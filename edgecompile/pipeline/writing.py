@@ -89,6 +89,7 @@ def write_bundle(
             accuracy=evaluation.shipped,
             original_accuracy=evaluation.original,
             device_accuracy=evaluation.device,
+            emulated=job.emulated,
             parity=tuple(
                 c.parity for c in candidates if c.parity and c.artifact and c.plan.runtime == artifact.runtime
             ),
@@ -211,6 +212,7 @@ def _tried(candidates: Sequence[Candidate], choice: search.Choice) -> tuple[bund
             parity=c.parity,
             failure=c.failure,
             predicted_ms=c.predicted_ms,
+            instructions=c.instructions,
         )
         for c, verdict in zip(candidates, choice.verdicts, strict=True)
     )

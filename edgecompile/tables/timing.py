@@ -19,7 +19,7 @@ from edgecompile.progress import Progress, Silent
 from edgecompile.store import Store
 from edgecompile.tables import files
 from edgecompile.tables.key import OperatorKey
-from edgecompile.transport import Transport
+from edgecompile.transport import Transport, lab
 from edgecompile.transport.local import LocalTransport
 from edgecompile.types import Precision, RuntimeName, digest
 
@@ -127,8 +127,9 @@ def measure(
     What ``cache`` holds is not measured again; ``fingerprint`` is what the machine is known by there (of another
     machine with its runtime's version, which is only known for this one). An operator that
     cannot be a file of its own is estimated by the bytes it moves, at the rate of the operators measured that do
-    little else. Raises `DeviceError` when the machine or its runtime fails.
+    little else. Raises `DeviceError` when the machine or its runtime fails, `InputError` for an emulated machine.
     """
+    lab.refuse_latency(transport)
     where = _Where(
         runtime=runtime,
         precision=precision,

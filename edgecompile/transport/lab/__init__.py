@@ -1,21 +1,24 @@
 """The lab: emulated Arm boards on this machine. They check outputs and count instructions; they never give times."""
 
-from edgecompile.transport.lab.box import Box, boxes, down, up
+from edgecompile.transport.lab.box import Box, boxes, clean, disk_bytes, down, up
 from edgecompile.transport.lab.cores import CORES, Core
-from edgecompile.transport.lab.count import InstructionCount, instructions
-from edgecompile.transport.lab.way import LabTransport, emulated_core, latency_warning, refuse_latency
+from edgecompile.transport.lab.places import root
+from edgecompile.transport.lab.way import LabTransport, core_of, emulated_core, ready, refuse_latency, require
 
 __all__ = [
     "CORES",
     "Box",
     "Core",
-    "InstructionCount",
     "LabTransport",
     "boxes",
+    "clean",
+    "core_of",
+    "disk_bytes",
     "down",
     "emulated_core",
-    "instructions",
-    "latency_warning",
+    "ready",
     "refuse_latency",
+    "require",
+    "root",
     "up",
 ]

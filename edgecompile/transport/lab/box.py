@@ -28,6 +28,8 @@ USER = "pi"
 _TRIES = 3
 _START_S = 60.0
 _END_S = 5.0
+_LOCK_S = 30.0
+_LIST_S = 0.5
 #: Any program for 64-bit Arm, by the head of its file (linux/Documentation/admin-guide/binfmt-misc.rst); F: the
 #: interpreter is opened now, so that it is found from within the board's file system.
 _FORMAT = (
@@ -36,6 +38,8 @@ _FORMAT = (
 )
 #: What the first process of the board does. Its last act is to become the SSH server, as a user without rights.
 _INIT = """
+read -r go || exit  # whoever started this is gone before it wrote down that it did
+exec </dev/null
 root=$1 box=$2 plugin=$3 name=$4 cpu=$5 format=$6
 fail() { echo "edgecompile-fault $1"; exit 1; }
 formats=/proc/sys/fs/binfmt_misc
@@ -81,7 +85,10 @@ _REMEDIES = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A running emulated board. ``started`` is when process ``pid`` was born, in clock ticks since boot."""
+    """A running emulated board. ``started`` is when process ``pid`` was born, in clock ticks since boot.
+
+    Boards of the same ``image`` count the same: it is the hash of the packages and wheels in their file system.
+    """
 
     name: str
     core: str
@@ -89,6 +96,7 @@ class Box:
     pid: int
     started: int
     folder: Path
+    image: str
 
     @property
     def identity(self) -> Path:
@@ -114,7 +122,11 @@ def up(board: str, *, progress: Progress | None = None, timeout_s: float = 900.0
     """
     core = cores.find(board)
     watcher, deadline = progress or Silent(), Deadline(timeout_s)
-    with locked(root() / f"{board}.lock", deadline):
+
+    def tell() -> None:
+        watcher.note(f"waiting for another process that starts or ends {board}")
+
+    with locked(_lock(board), deadline, waiting=tell):
         found = _read(board)
         if found is not None and found.alive and _answers(found.port):
             return found
@@ -127,10 +139,13 @@ def up(board: str, *, progress: Progress | None = None, timeout_s: float = 900.0
 
 
 def boxes() -> tuple[Box, ...]:
-    """The boards that run; what is left of others (after a restart of this machine, say) is removed."""
+    """The boards that run; what is left of others (after a restart of this machine, say) is removed.
+
+    One that another process is just starting or ending is not among them.
+    """
     found = []
     for board in cores.CORES:
-        with locked(root() / f"{board}.lock", Deadline(30.0)):
+        with contextlib.suppress(DeviceError), locked(_lock(board), Deadline(_LIST_S)):
             box = _read(board)
             if box is not None and box.alive:
                 found.append(box)
@@ -142,8 +157,34 @@ def boxes() -> tuple[Box, ...]:
 def down(board: str) -> bool:
     """End a board and remove what lies in it; whether it ran. Raises `InputError` for a name that there is not."""
     cores.find(board)
-    with locked(root() / f"{board}.lock", Deadline(30.0)):
+    with locked(_lock(board), Deadline(_LOCK_S)):
         return _end(board)
+
+
+def clean() -> int:
+    """End all boards and remove the lab's folder; the bytes that were freed. The next start fetches all of it again."""
+    size = disk_bytes()
+    for board in cores.CORES:
+        down(board)
+    with locked(root() / "image.lock", Deadline(_LOCK_S)):
+        for pattern in ("image-*", "apt-*", "plugin-*", "wheels", "boxes"):
+            for folder in root().glob(pattern):
+                shutil.rmtree(folder)
+    return size - disk_bytes()
+
+
+def disk_bytes() -> int:
+    """What the lab's folder takes on the disk."""
+    total = 0
+    for folder, _, files in os.walk(root()):
+        for name in files:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total
+
+
+def _lock(board: str) -> Path:
+    return root() / f"{board}.lock"
 
 
 # ----------------------------------------------------------------------------------------------------- starting
@@ -157,9 +198,7 @@ def _start(unshare: str, core: Core, system: Path, plugin: Path, deadline: Deadl
         command = [unshare, "--user", "--map-root-user", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child"]
         command += ["sh", "-c", _INIT, "edgecompile-lab", str(system), str(folder), str(plugin)]
         command += [core.host_name, core.qemu, _FORMAT]
-        pid = _spawn(command, folder / "log")
-        box = Box(name=core.board, core=core.name, port=port, pid=pid, started=_born(pid) or 0, folder=folder)
-        write_atomically(folder / "state.json", msgspec.json.encode(box, enc_hook=str))
+        box = _launch(command, core, port, folder, image.identity(system))
         try:
             if _await(box, deadline):
                 return box
@@ -171,6 +210,21 @@ def _start(unshare: str, core: Core, system: Path, plugin: Path, deadline: Deadl
         if "Address already in use" not in said or attempt == _TRIES - 1:
             raise _fault(core, said)
     raise AssertionError("not reached")
+
+
+def _launch(command: list[str], core: Core, port: int, folder: Path, identity: str) -> Box:
+    """Start a board, and write down that it runs before it does anything: none runs that nobody knows of."""
+    reading, writing = os.pipe()
+    try:
+        pid = _spawn(command, folder / "log", reading)
+        started = _born(pid) or 0
+        box = Box(name=core.board, core=core.name, port=port, pid=pid, started=started, folder=folder, image=identity)
+        write_atomically(folder / "state.json", msgspec.json.encode(box, enc_hook=str))
+        os.write(writing, b"go\n")
+    finally:
+        os.close(reading)
+        os.close(writing)
+    return box
 
 
 def _furnish(folder: Path, core: Core, port: int) -> None:
@@ -205,11 +259,11 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _spawn(command: list[str], log: Path) -> int:
-    """Start a process that outlives this one, in a session of its own."""
+def _spawn(command: list[str], log: Path, given: int) -> int:
+    """Start a process that outlives this one, in a session of its own, and reads from the file descriptor ``given``."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
     files = [
-        (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, given, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]
@@ -314,4 +368,4 @@ def _children(pid: int) -> list[int]:
     return []
 
 
-__all__ = ["USER", "Box", "boxes", "down", "up"]
+__all__ = ["USER", "Box", "boxes", "clean", "disk_bytes", "down", "up"]

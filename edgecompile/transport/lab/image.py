@@ -1,44 +1,34 @@
 """The board's file system: Debian packages for 64-bit Arm and the runtimes' wheels, fetched once and unpacked.
 
-Neither root nor emulation is needed for it: `apt-get` works on a configuration and a state of its own, and packages are
-unpacked without running their scripts. QEMU comes from the same place, so that counts do not depend on this machine's.
+Neither root nor emulation is needed for it: packages are unpacked without running their scripts. QEMU comes from the
+same place, so that counts do not depend on this machine's.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import importlib.util
 import os
 import platform
-import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgecompile import content
 from edgecompile.errors import DeviceError
 from edgecompile.progress import Progress
+from edgecompile.transport.lab import fetch
 from edgecompile.transport.lab.places import Deadline, locked, program, root, run
 
-_RELEASE = "bookworm"
-_MIRROR = "http://deb.debian.org/debian"
-_KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
-#: ``qemu-user`` is this machine's; all others are the board's.
-_PACKAGES = (
-    "dash", "coreutils", "findutils", "grep", "sed", "util-linux", "python3", "openssh-server", "libstdc++6",
-    "libgomp1", "qemu-user:amd64",
-)  # fmt: skip
-_WHEELS = ("ai-edge-litert==2.1.2", "tflite-runtime==2.14.0", "numpy==1.26.4")
-_PLATFORMS = ("manylinux2014_aarch64", *(f"manylinux_2_{minor}_aarch64" for minor in (17, 27, 28, 31, 34, 35)))
 _LEFT_OUT = (
     "./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/info", "./usr/share/perl*",
     "*/perl/*", "./usr/bin/qemu-a[l-r]*", "./usr/bin/qemu-aarch64_be", "./usr/bin/qemu-[b-z]*",
 )  # fmt: skip
 _SITE = "usr/local/lib/python3.11/dist-packages"
-_USER = "pi"
-_VERSION = "1"
+_VERSION = "2"
 _ACCOUNTS = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\npi:x:1000:1000:pi:/home/pi:/bin/sh\n"
     "sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n",
@@ -46,6 +36,10 @@ _ACCOUNTS = {
     "hosts": "127.0.0.1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files\n",
 }
+#: What fetching and unpacking take at their most; less than half of it stays.
+_NEEDED_BYTES = 750_000_000
+#: A file of the image that holds the hash of all that it was made of.
+_IDENTITY = "etc/edgecompile-image"
 
 
 def prepare(progress: Progress, deadline: Deadline) -> Path:
@@ -55,23 +49,51 @@ def prepare(progress: Progress, deadline: Deadline) -> Path:
             f"the emulated boards run on x86-64 machines, and this is {platform.machine()}",
             remedy="use another machine, or a board itself with --on ssh://user@host",
         )
-    words = (_VERSION, _RELEASE, *_PACKAGES, *_WHEELS, *_LEFT_OUT)
+    words = (_VERSION, fetch.RELEASE, *fetch.PACKAGES, *fetch.WHEELS, *_LEFT_OUT)
     image = root() / f"image-{hashlib.sha256(chr(10).join(words).encode()).hexdigest()[:12]}"
-    with locked(root() / "image.lock", deadline):
+
+    def tell() -> None:
+        progress.note("waiting for another process that makes the boards' file system")
+
+    with locked(root() / "image.lock", deadline, waiting=tell):
         if not image.is_dir():
+            _require_room()
             part = image.with_suffix(".part")
             shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            _make(part, progress, deadline)
-            part.rename(image)
+            try:
+                part.mkdir(parents=True)
+                _make(part, progress, deadline)
+                part.rename(image)
+            except OSError as exc:
+                if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise _no_room(exc.strerror or "no space is left") from exc
+                raise
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
+            fetch.clean()
     return image
 
 
+def identity(image: Path) -> str:
+    """The hash of the packages and wheels that an image was made of: counts of equal images can be compared."""
+    return (image / _IDENTITY).read_text().strip()
+
+
+def _require_room() -> None:
+    free = shutil.disk_usage(root()).free
+    if free < _NEEDED_BYTES:
+        raise _no_room(f"{free / 1e6:.0f} MB are free, and {_NEEDED_BYTES / 1e6:.0f} MB are needed to make a board")
+
+
+def _no_room(fault: str) -> DeviceError:
+    return DeviceError(
+        f"{root()}: {fault}", remedy="make room, or name a folder on another disk with the variable EDGECOMPILE_LAB"
+    )
+
+
 def _make(image: Path, progress: Progress, deadline: Deadline) -> None:
-    with progress.stage("Fetch Debian for 64-bit Arm (about 75 MB, once)"):
-        packages = _fetch_packages(deadline)
-    with progress.stage("Fetch LiteRT for 64-bit Arm (about 30 MB, once)"):
-        wheels = _fetch_wheels(deadline)
+    packages = fetch.packages(progress, deadline)
+    wheels = fetch.wheels(progress, deadline)
     with progress.stage("Unpack", total=len(packages) + len(wheels)) as step:
         _skeleton(image)
         for package in packages:
@@ -83,7 +105,14 @@ def _make(image: Path, progress: Progress, deadline: Deadline) -> None:
             with zipfile.ZipFile(wheel) as archive:
                 archive.extractall(image / _SITE)
             step(1)
+    with progress.stage("Compile Python's modules"):
         _compile(image, deadline)
+    (image / _IDENTITY).write_text(_hash_of((*packages, *wheels)) + "\n")
+
+
+def _hash_of(files: Sequence[Path]) -> str:
+    """A hash of the names, which hold the versions: what is in the files was checked."""
+    return hashlib.sha256("\n".join(sorted(file.name for file in files)).encode()).hexdigest()
 
 
 def _skeleton(image: Path) -> None:
@@ -93,81 +122,6 @@ def _skeleton(image: Path) -> None:
         (image / name).symlink_to(f"usr/{name}")
     for name in ("proc", "sys", "dev", "tmp", "run", "etc", "home/pi", "opt/edgecompile", "etc/ssh", _SITE):
         (image / name).mkdir(parents=True, exist_ok=True)
-
-
-# ---------------------------------------------------------------------------------------------------- fetching
-
-
-def _fetch_packages(deadline: Deadline) -> list[Path]:
-    apt = program("apt-get", "apt", "fetches the board's Debian packages")
-    if not _KEYRING.is_file():
-        raise DeviceError(
-            f"there is no {_KEYRING}, without which Debian's signatures cannot be checked",
-            remedy="install it with: sudo apt install debian-archive-keyring",
-        )
-    folder = root() / f"apt-{hashlib.sha256(' '.join(_PACKAGES).encode()).hexdigest()[:12]}"
-    configuration = {"APT_CONFIG": str(_configure(folder, deadline))}
-    run([apt, "update", "--error-on=any"], deadline, "reading Debian's index", environment=configuration)
-    # What an earlier try fetched is not fetched again, but older versions must not be unpacked beside newer ones.
-    run([apt, "autoclean"], deadline, "removing old packages", environment=configuration)
-    install = [apt, "install", "-y", "--download-only", *_PACKAGES]
-    run(install, deadline, "fetching Debian packages", environment=configuration)
-    return sorted((folder / "cache" / "archives").glob("*.deb"))
-
-
-def _configure(folder: Path, deadline: Deadline) -> Path:
-    """A configuration of apt's that knows nothing of this machine but the way to the network."""
-    for name in ("state/lists/partial", "cache/archives/partial", "etc/preferences.d"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    (folder / "status").touch()
-    source = f"deb [signed-by={_KEYRING}] {os.environ.get('EDGECOMPILE_DEBIAN_MIRROR', _MIRROR)} {_RELEASE} main\n"
-    (folder / "etc" / "sources.list").write_text(source)
-    values = {
-        "Dir": f"{folder}/",
-        "Dir::State": f"{folder}/state",
-        "Dir::State::status": f"{folder}/status",
-        "Dir::Cache": f"{folder}/cache",
-        "Dir::Etc": f"{folder}/etc",
-        "Dir::Etc::parts": "/dev/null",
-        "Dir::Etc::main": "/dev/null",
-        "Dir::Etc::sourceparts": "/dev/null",
-        "APT::Architecture": "arm64",
-        "APT::Architectures::": "arm64",
-        "APT::Install-Recommends": "false",
-        "APT::Sandbox::User": "",
-        "Acquire::Languages": "none",
-        "Binary::apt-get::APT::Keep-Downloaded-Packages": "true",
-        "APT::Keep-Downloaded-Packages": "true",
-    }
-    lines = [f'{key} "{value}";' for key, value in values.items()] + ['APT::Architectures:: "amd64";']
-    path = folder / "apt.conf"
-    path.write_text("\n".join((*_network_settings(deadline), *lines)) + "\n")
-    return path
-
-
-def _network_settings(deadline: Deadline) -> list[str]:
-    """Proxies and certificates as this machine's own apt is told them."""
-    dump = run([program("apt-config", "apt", "tells the proxy"), "dump"], deadline, "reading apt's configuration")
-    wanted = re.compile(r"Acquire::(https?|ftp|Retries|Check-Valid-Until|Check-Date)\b.* \"[^\"]*\";")
-    return [line for line in dump.splitlines() if wanted.fullmatch(line)]
-
-
-def _fetch_wheels(deadline: Deadline) -> list[Path]:
-    folder = root() / "wheels"
-    names = {f"{name.replace('-', '_')}-{version}-" for name, _, version in (w.partition("==") for w in _WHEELS)}
-    have = [path for path in folder.glob("*.whl") if any(path.name.startswith(name) for name in names)]
-    if len(have) != len(names):
-        if importlib.util.find_spec("pip") is None:
-            raise DeviceError(
-                f"{sys.executable} has no pip, which fetches the board's runtimes",
-                remedy=f"install it with: {sys.executable} -m ensurepip",
-            )
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        command += ["--dest", str(folder), "--only-binary=:all:", "--python-version", "3.11", "--implementation", "cp"]
-        command += ["--abi", "cp311", *(word for name in _PLATFORMS for word in ("--platform", name)), *_WHEELS]
-        run(command, deadline, "fetching the runtimes for 64-bit Arm")
-        have = [path for path in folder.glob("*.whl") if any(path.name.startswith(name) for name in names)]
-    return sorted(have)
 
 
 # --------------------------------------------------------------------------------------------------- unpacking
@@ -183,7 +137,8 @@ def _unpack(package: Path, image: Path, deadline: Deadline) -> None:
     if source.returncode or done.returncode:
         package.unlink(missing_ok=True)
         raise DeviceError(
-            f"cannot unpack {package.name}: {done.stderr.strip()[-200:]}", remedy="make room on the disk and try again"
+            f"cannot unpack {package.name}: {done.stderr.strip()[-200:]}",
+            remedy=f"see that {root()} lies on a disk with room for {_NEEDED_BYTES / 1e6:.0f} MB, and try again",
         )
     _ = deadline.left_s
 
@@ -216,4 +171,4 @@ def plugin_folder(deadline: Deadline) -> Path:
     return folder
 
 
-__all__ = ["plugin_folder", "prepare"]
+__all__ = ["identity", "plugin_folder", "prepare"]

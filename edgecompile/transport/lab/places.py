@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from edgecompile.errors import DeviceError
@@ -16,6 +16,8 @@ from edgecompile.store import cache_root
 
 _SEARCHED = os.pathsep.join(filter(None, (os.environ.get("PATH"), "/usr/sbin", "/sbin")))
 _LAST_WORDS = 400
+_WATCH_S = 0.2
+_PATIENCE_S = 1.0
 
 
 def root() -> Path:
@@ -39,6 +41,11 @@ class Deadline:
             raise self.passed()
         return left
 
+    @property
+    def over(self) -> bool:
+        """Whether it has passed."""
+        return time.monotonic() >= self._end
+
     def passed(self) -> DeviceError:
         """The error of a lab that took too long."""
         return DeviceError(
@@ -59,41 +66,78 @@ def program(name: str, package: str, why: str) -> str:
     return found
 
 
-def run(argv: Sequence[str], deadline: Deadline, doing: str, *, environment: Mapping[str, str] | None = None) -> str:
-    """What a command prints. Raises `DeviceError` with its last words when it fails or takes too long."""
-    try:
-        done = subprocess.run(
-            argv,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=deadline.left_s,
-            check=False,
-            env={**os.environ, "LC_ALL": "C", **(environment or {})},
-        )
-    except subprocess.TimeoutExpired as exc:
-        raise deadline.passed() from exc
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip())[-_LAST_WORDS:]
+def run(
+    argv: Sequence[str],
+    deadline: Deadline,
+    doing: str,
+    *,
+    environment: Mapping[str, str] | None = None,
+    watch: Callable[[], None] = lambda: None,
+) -> str:
+    """What a command prints. Raises `DeviceError` with its last words when it fails or takes too long.
+
+    ``watch`` is called now and then while it runs. The command ends with this process, however that ends.
+    """
+    with subprocess.Popen(
+        [*_ending_with_this_process(), *argv],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "LC_ALL": "C", **(environment or {})},
+    ) as process:
+        try:
+            out, err = _communicate(process, deadline, watch)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        said = (err.strip() or out.strip())[-_LAST_WORDS:]
         raise DeviceError(
-            f"{doing} failed: {Path(argv[0]).name} ended with exit code {done.returncode}: {said}",
+            f"{doing} failed: {Path(argv[0]).name} ended with exit code {process.returncode}: {said}",
             remedy="see that the package mirrors can be reached from here and that there is room on the disk",
         )
-    return done.stdout
+    return out
+
+
+def _communicate(process: subprocess.Popen[str], deadline: Deadline, watch: Callable[[], None]) -> tuple[str, str]:
+    while True:
+        try:
+            return process.communicate(timeout=min(_WATCH_S, deadline.left_s))
+        except subprocess.TimeoutExpired:
+            watch()
+
+
+def _ending_with_this_process() -> list[str]:
+    """What to put before a command so that the kernel ends it when this process is gone, also by SIGKILL."""
+    found = shutil.which("setpriv", path=_SEARCHED)
+    return [found, "--pdeathsig", "TERM"] if found else []
 
 
 @contextlib.contextmanager
-def locked(path: Path, deadline: Deadline) -> Iterator[None]:
-    """Hold the lock file ``path``; it goes with the process that holds it."""
+def locked(path: Path, deadline: Deadline, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock file ``path``; it goes with the process that holds it.
+
+    ``waiting`` is called once when another one has it. Raises `DeviceError` when it still has when time is up.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    told = time.monotonic() + _PATIENCE_S
     with path.open("w") as stream:
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            except BlockingIOError:
-                time.sleep(min(0.1, deadline.left_s))
+            except BlockingIOError as exc:
+                if deadline.over:
+                    raise DeviceError(
+                        f"another process is at work on the emulated boards, and holds {path}",
+                        remedy="wait for it (it may be fetching the board's file system), or end it",
+                    ) from exc
+                if time.monotonic() > told:
+                    waiting()
+                    told = float("inf")
+                time.sleep(0.1)
         yield
 
 

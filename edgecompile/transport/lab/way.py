@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from edgecompile.errors import InputError
+from edgecompile.progress import Progress
 from edgecompile.transport.lab import box, cores
 from edgecompile.transport.ssh import SSHTransport
 from edgecompile.transport.ssh_config import Endpoint
@@ -16,13 +17,15 @@ SCHEME = "lab:"
 class LabTransport(SSHTransport):
     """Runs on an emulated board, ``lab:pi4``, which is started if need be and keeps running afterwards.
 
-    ``emulated`` names the core: times measured there say nothing about any device. Nothing of the user's SSH
-    configuration is read. Raises `InputError` for a board that there is not.
+    ``emulated`` names the core: times measured there say nothing about any device. ``image`` names the board's file
+    system once it was entered. Nothing of the user's SSH configuration is read. Raises `InputError` for a board that
+    there is not.
     """
 
     def __init__(self, where: str, *, waiting: Callable[[str], None] | None = None) -> None:
         self.core = cores.find(where.removeprefix(SCHEME))
         self.emulated: str = self.core.name
+        self.image = ""
         super().__init__(Endpoint(name=where, host="", user="", port=0, known_as="", known_hosts=()), waiting=waiting)
 
     @property
@@ -47,6 +50,7 @@ class LabTransport(SSHTransport):
             identities=(found.identity,),
             only_identities=True,
         )
+        self.image = found.image
         self._logins.clear()  # a board that was started anew has another key
         super().__enter__()
         return self
@@ -70,9 +74,18 @@ def emulated_core(transport: object) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def latency_warning(core: str) -> str:
-    """What must stand beside any time that was measured on an emulated machine."""
-    return f"measured on an emulated {core}: these are times of the emulator, not of a device, and compare with nothing"
+def core_of(where: str | None) -> str | None:
+    """The core that an address emulates, ``lab:pi4``; ``None`` for other addresses. Raises `InputError`."""
+    return cores.find(where.removeprefix(SCHEME)).name if where is not None and where.startswith(SCHEME) else None
+
+
+def ready(where: str | None, progress: Progress) -> None:
+    """Start the board of an address, ``lab:pi4``, where somebody can watch; other addresses are left alone.
+
+    Raises `InputError` for a board that there is not, `DeviceError` naming what is missing to start it.
+    """
+    if core_of(where) is not None and where is not None:
+        box.up(where.removeprefix(SCHEME), progress=progress)
 
 
 def refuse_latency(transport: object) -> None:
@@ -81,9 +94,17 @@ def refuse_latency(transport: object) -> None:
     if core is not None:
         raise InputError(
             f"an emulated {core} has no latency: its times are the emulator's",
-            remedy="measure on the board itself with --on ssh://user@host; the emulated one checks outputs "
-            "(edgecompile verify BUNDLE --on lab:...) and counts instructions",
+            remedy="count its instructions (--cost instructions), or measure on the board itself: --on ssh://user@host",
         )
 
 
-__all__ = ["SCHEME", "LabTransport", "emulated_core", "latency_warning", "refuse_latency"]
+def require(transport: object) -> None:
+    """Raise `InputError` unless a transport leads to an emulated machine: only there instructions are counted."""
+    if emulated_core(transport) is None:
+        where = getattr(transport, "description", "this machine")
+        raise InputError(
+            f"instructions are not counted on {where}", remedy="count on an emulated board, --on lab:pi4 (or pi3, pi5)"
+        )
+
+
+__all__ = ["SCHEME", "LabTransport", "core_of", "emulated_core", "ready", "refuse_latency", "require"]

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from dataclasses import dataclass
+import tempfile
+from pathlib import Path
 
 from edgecompile import content
+from edgecompile.bench import runner
 from edgecompile.errors import DeviceError, InputError
-from edgecompile.transport import Transport
-from edgecompile.transport.lab.way import LabTransport
-from edgecompile.types import Artifact
+from edgecompile.transport import Transport, lab
+from edgecompile.types import Artifact, InstructionCount
 
 _PLUGIN = "/opt/edgecompile/insn_count.so"
 #: What else may differ between two runs is taken away: the environment, the places in memory, the hash seed.
@@ -22,8 +23,8 @@ _FIXED = ("HOME=/home/pi", "PATH=/usr/bin", "PYTHONHASHSEED=0", "OPENBLAS_NUM_TH
 #: The transport's folder has another name each time, whose hash and length would change the count by some instructions.
 _HERE = "/tmp/count"
 _IN_ONE_PLACE = """
-here=$1 back=$PWD; shift
-rm -rf "$here" && mkdir "$here" && cp -rl ./*.py tflite model.tflite "$here" && cd "$here" || exit
+here=$1 backend=$2 back=$PWD; shift 2
+rm -rf "$here" && mkdir "$here" && cp -rl ./*.py "./$backend" ./models "$here" && cd "$here" || exit
 "$@"; code=$?
 [ "$code" != 0 ] || mv counts.txt "$back/counts.txt" || exit
 rm -rf "$here"
@@ -33,64 +34,33 @@ exit "$code"
 _MARKERS = 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class InstructionCount:
-    """Instructions of one inference with one thread on an emulated core.
-
-    ``per_inference`` is the median of ``runs`` inferences, ``spread`` the largest less the smallest, over the median.
-    """
-
-    core: str
-    per_inference: int
-    spread: float
-    runs: int
-    runtime: str
-
-    @property
-    def label(self) -> str:
-        """What the figure is called wherever it is shown."""
-        return f"instructions (emulated {self.core})"
-
-
 def instructions(
-    transport: Transport, artifact: Artifact, *, runs: int = 5, package: str | None = None, timeout_s: float = 900.0
+    artifact: Artifact, transport: Transport, *, runs: int = 5, package: str | None = None, timeout_s: float = 900.0
 ) -> InstructionCount:
-    """Count the instructions of an inference of a ``.tflite`` file on an emulated board, entered with ``with``.
+    """Count the instructions of an inference with one thread on an emulated board, entered with ``with``.
 
-    The inputs are random, by a fixed seed; ``package`` is ``ai_edge_litert`` or ``tflite_runtime``. Raises `InputError`
-    for other machines and other files, `DeviceError` when the file cannot be run there or there is no C compiler.
+    The inputs are random, by a fixed seed; ``package`` is that of the runtime, where a board has several. Raises
+    `InputError` for other machines, `DeviceError` when the file cannot be run there or there is no C compiler.
     """
-    if not isinstance(transport, LabTransport):
-        raise InputError(f"instructions are not counted on {transport.description}", remedy="use --on lab:pi4")
-    if artifact.runtime != "tflite":
-        raise InputError(
-            f"the emulated board has no runtime for {artifact.file}", remedy="give a .tflite file, or a bundle with one"
-        )
+    lab.require(transport)
+    assert isinstance(transport, lab.LabTransport)
     if runs < 1:
         raise InputError(f"{runs} runs are too few", remedy="count 1 run at least")
-    _put(transport, artifact)
+    (_, model) = runner.put([artifact], transport)
+    transport.put(content.builtin_root("targets") / "lab" / "count.py", "count.py")
     program = ["/usr/bin/qemu-aarch64", "-seed", "1", "-plugin", f"{_PLUGIN},out=counts.txt", "/usr/bin/python3"]
-    program += ["count.py", "--model", "tflite:model.tflite", "--runs", str(runs)]
+    program += ["count.py", "--model", model, "--runs", str(runs)]
     program += ["--runtime-module", package] if package else []
     fixed = [*_FIXED, f"QEMU_CPU={transport.core.qemu}"]
     argv = ["/usr/bin/env", "-i", *fixed, "/usr/bin/setarch", "aarch64", "-R", *program]
-    argv = ["/bin/sh", "-c", _IN_ONE_PLACE, "edgecompile", _HERE, *argv]
+    argv = ["/bin/sh", "-c", _IN_ONE_PLACE, "edgecompile", _HERE, model.partition(":")[0], *argv]
     done = transport.run(argv, timeout_s=timeout_s)
     if done.code:
         raise _fault(transport, artifact, done.err or done.out)
     return _read(transport, done.out, runs)
 
 
-def _put(transport: Transport, artifact: Artifact) -> None:
-    targets = content.builtin_root("targets")
-    for source in sorted(targets.glob("*.py")):  # the runner and what it loads beside itself
-        transport.put(source, source.name)
-    transport.put(targets / "tflite" / "backend.py", "tflite/backend.py")
-    transport.put(targets / "lab" / "count.py", "count.py")
-    transport.put(artifact.file, "model.tflite")
-
-
-def _fault(transport: LabTransport, artifact: Artifact, said: str) -> DeviceError:
+def _fault(transport: lab.LabTransport, artifact: Artifact, said: str) -> DeviceError:
     lines = said.strip().splitlines()
     last = lines[-1] if lines else "it said nothing"
     if "insn_count.so" in said:
@@ -101,14 +71,11 @@ def _fault(transport: LabTransport, artifact: Artifact, said: str) -> DeviceErro
         )
     return DeviceError(
         f"{artifact.file} cannot be run on {transport.description}: {last}",
-        remedy="see that it runs there at all, with edgecompile verify or edgecompile bench",
+        remedy="see that it runs there at all, with edgecompile verify",
     )
 
 
-def _read(transport: LabTransport, out: str, runs: int) -> InstructionCount:
-    import tempfile
-    from pathlib import Path
-
+def _read(transport: lab.LabTransport, out: str, runs: int) -> InstructionCount:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "counts.txt"
         transport.get("counts.txt", path)
@@ -122,9 +89,14 @@ def _read(transport: LabTransport, out: str, runs: int) -> InstructionCount:
     own = last - before_last
     counts = [after - before - own for before, after in itertools.pairwise(marks[_MARKERS - 1 :])]
     median = round(statistics.median(counts))
-    runtime = out.strip().splitlines()[-1] if out.strip() else "unknown"
-    spread = (max(counts) - min(counts)) / median
-    return InstructionCount(core=transport.core.name, per_inference=median, spread=spread, runs=runs, runtime=runtime)
+    return InstructionCount(
+        core=transport.core.name,
+        per_inference=median,
+        spread=(max(counts) - min(counts)) / median,
+        runs=runs,
+        runtime=out.strip().splitlines()[-1] if out.strip() else "unknown",
+        image=transport.image,
+    )
 
 
-__all__ = ["InstructionCount", "instructions"]
+__all__ = ["instructions"]
