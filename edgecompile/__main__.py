@@ -56,7 +56,8 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def _report(exc: Exception) -> int:
     """Print one message for an exception and return its exit code."""
     if isinstance(exc, OSError) and exc.errno in _DISK:
-        where = f": {exc.filename}" if exc.filename else ""
+        name = exc.filename2 or exc.filename  # of a copy, the second is where it was going
+        where = f": {name}" if name else ""
         exc = InputError(f"{_DISK[exc.errno]}{where}", remedy="make room or give another --out, then run it again")
     if isinstance(exc, EdgecompileError):
         show_error(exc)

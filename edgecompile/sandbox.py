@@ -8,6 +8,7 @@ The child never looks for modules in the current folder: an ``onnx.py`` that lie
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
 import logging
@@ -82,6 +83,8 @@ def _run(command: list[str], text: str, timeout_s: float, what: str) -> tuple[in
 
 def _died(code: int, noise: str, memory_bytes: int, what: str) -> InputError:
     limit = f"{memory_bytes / 2**30:.3g} GiB"
+    if os.strerror(errno.ENOSPC) in noise:
+        return InputError(f"{what}: no space is left on the disk", remedy="make room or give another --out")
     if any(words in noise for words in _OUT_OF_MEMORY):
         return InputError(f"{what}: needs more than {limit} of memory", remedy="the file may be damaged or hostile")
     if code < 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -109,3 +110,25 @@ def test_a_file_system_that_is_read_only(project: Project, tmp_path: Path) -> No
     assert done.returncode == 2, done.stderr
     assert "cannot write to the folder /proc" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("size", ["60k", "120k"])
+def test_a_full_disk_is_told_as_such(size: str, project: Project, tmp_path: Path) -> None:
+    """A small file system of our own, in a namespace that needs no rights: while reading the model, and later."""
+    small = tmp_path / "small"
+    small.mkdir()
+    inside = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
+    script = 'mount -t tmpfs -o size="$1" none "$2" && shift 2 && "$@"; code=$?; ls -A "$OUT_OF"; exit $code'
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*inside, f"mount -t tmpfs none {small}"], check=False).returncode
+    ):
+        pytest.skip("this machine lets nobody mount a small file system")
+    done = subprocess.run(
+        [*inside, script, "sh", size, str(small), *command(project, small / "out")],
+        capture_output=True, text=True, check=False, env={**os.environ, "OUT_OF": str(small)},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "no space is left on the disk" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout.split() == ["out.work"], "nothing under the final name, nor half of it beside it"
