@@ -119,7 +119,7 @@ def _onnx_sheet(found: OnnxReport) -> Sheet:
             ("parameters", report.count(summary.parameters)),
             ("multiply-accumulates", report.count(summary.macs)),
             (f"nodes (runtimes fuse them to {summary.fused_operators} operators)", str(summary.nodes)),
-            ("is the opset", str(summary.opset)),
+            ("", f"opset {summary.opset}"),
         ),
         tensors=_tensors(found.inputs, found.outputs),
         heads=("operator", "nodes", "MACs"),

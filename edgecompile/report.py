@@ -489,7 +489,7 @@ def inspection(
     counts = table(*operator_heads, right=_FIGURES.intersection(operator_heads), fixed=(*_FIGURES, "output", "taken"))
     for row in operators:
         counts.add_row(*row, style="yellow" if "NO" in row else None)
-    words = ", ".join(f"{value} {name}" for name, value in facts)
+    words = ", ".join(f"{value} {name}".strip() for name, value in facts)
     lines: list[RenderableType] = [plain(title, style="bold"), plain(words), "", made, "", counts]
     if costliest:
         lines += ["", Text("The costliest:", style="bold"), _costliest(costliest)]

@@ -121,7 +121,7 @@ def register(work: Path) -> None:
 
 
 def work_folders() -> list[WorkFolder]:
-    """All remembered work folders that still exist; pointers to ones that are gone are dropped."""
+    """All remembered work folders that still exist, the last used first; pointers to ones that are gone are dropped."""
     folders: list[WorkFolder] = []
     pointers = cache_root() / "work"
     for pointer in sorted(pointers.iterdir()) if pointers.is_dir() else []:
@@ -134,7 +134,7 @@ def work_folders() -> list[WorkFolder]:
         folders.append(
             WorkFolder(path=path, size_bytes=size, last_used_s=(path / _LOCK).stat().st_mtime, finished=out.is_dir())
         )
-    return folders
+    return sorted(folders, key=lambda folder: folder.last_used_s, reverse=True)
 
 
 def _is_work_folder(path: Path) -> bool:
@@ -142,13 +142,21 @@ def _is_work_folder(path: Path) -> bool:
     return path.name.endswith(".work") and (path / _LOCK).is_file() and not path.is_symlink()
 
 
-def clean(folders: list[WorkFolder], *, older_than_days: float = 0.0) -> list[WorkFolder]:
-    """Remove work folders last used more than ``older_than_days`` ago; returns those removed. Bundles stay."""
-    removed = []
+def clean(folders: list[WorkFolder], *, older_than_days: float = 0.0) -> tuple[list[WorkFolder], list[WorkFolder]]:
+    """Remove work folders last used more than ``older_than_days`` ago. Bundles stay.
+
+    Returns those removed, and those left because a build is using them.
+    """
+    removed: list[WorkFolder] = []
+    busy: list[WorkFolder] = []
     for folder in folders:
         if time.time() - folder.last_used_s < older_than_days * 86400:
             continue
-        with Store(folder.path).locked():
-            shutil.rmtree(folder.path)
-        removed.append(folder)
-    return removed
+        try:
+            with Store(folder.path).locked():
+                shutil.rmtree(folder.path)
+        except InputError:
+            busy.append(folder)
+        else:
+            removed.append(folder)
+    return removed, busy

@@ -87,17 +87,32 @@ def test_work_folders_are_listed_and_removed_but_nothing_else(tmp_path: Path) ->
     assert [f.path for f in found] == [work]
     assert found[0].size_bytes >= 1000
     assert not found[0].finished
-    assert store.clean(found, older_than_days=1) == []
-    assert [f.path for f in store.clean(found)] == [work]
+    assert store.clean(found, older_than_days=1) == ([], [])
+    assert store.clean(found) == (found, [])
     assert not work.exists()
     assert innocent.is_dir()
     assert store.work_folders() == []
 
 
 def test_a_work_folder_in_use_is_not_removed(tmp_path: Path) -> None:
-    work = tmp_path / "out.work"
+    work, idle = tmp_path / "out.work", tmp_path / "idle.work"
+    with Store(idle).locked():
+        store.register(idle)
     with Store(work).locked():
         store.register(work)
-        with pytest.raises(InputError, match="another build"):
-            store.clean(store.work_folders())
+        removed, busy = store.clean(store.work_folders())
+    assert ([f.path for f in removed], [f.path for f in busy]) == ([idle], [work])
     assert work.is_dir()
+    assert not idle.exists()
+
+
+def test_a_work_folder_in_which_nothing_was_done_goes_away(tmp_path: Path) -> None:
+    used, unused = Store(tmp_path / "used.work"), Store(tmp_path / "unused.work")
+    for one in (used, unused):
+        with one.locked():
+            (one.root / "model").mkdir()
+    (used.root / "model" / "model.onnx").write_bytes(b"1")
+    used.discard_if_empty()
+    unused.discard_if_empty()
+    assert used.root.is_dir()
+    assert not unused.root.exists()

@@ -37,11 +37,13 @@ def cache_clean(older_than_days: float, yes: bool, quiet: bool, verbose: int, de
     """Remove work folders. Bundles stay."""
     from edgecompile import report, store
 
-    face(quiet, verbose, debug)
+    terminal = face(quiet, verbose, debug)
     folders = store.work_folders()
     if folders and not yes:
         click.confirm(f"remove up to {len(folders)} work folders?", abort=True, err=True)
-    removed = store.clean(folders, older_than_days=older_than_days)
+    removed, busy = store.clean(folders, older_than_days=older_than_days)
+    for folder in busy:
+        terminal.note(f"{folder.path} stays: a build is using it")
     freed = report.size(sum(folder.size_bytes for folder in removed))
     click.echo(f"removed {len(removed)} of {len(folders)} work folders, {freed}")
     return 0
