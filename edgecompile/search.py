@@ -106,7 +106,8 @@ def distrust(candidate: Candidate, budget: Budget) -> tuple[str, ...]:
     m = candidate.measurement
     if m is None or budget.accept_throttled or not m.meets(budget.latency_ms) or m.counts(budget.latency_ms):
         return ()
-    return ("not trusted: the device was not itself",)
+    why = f" ({'; '.join(m.warnings)})" if m.warnings else ""
+    return (f"its measurement is not trusted, since the device was not itself{why}",)
 
 
 def _latency_words(value_ms: float, high_ms: float, budget_ms: float) -> str:
@@ -119,9 +120,9 @@ def _latency_words(value_ms: float, high_ms: float, budget_ms: float) -> str:
 def _verdict(candidate: Candidate, budget: Budget) -> str:
     if candidate.failure is not None:
         return f"failed: {candidate.failure}"
-    broken = (*violations(candidate, budget), *distrust(candidate, budget))
-    if broken:
-        return "; ".join(broken)
+    broken = violations(candidate, budget)
+    if broken or distrust(candidate, budget):
+        return "; ".join(broken) or "not trusted"
     m = candidate.measurement
     if m is None or m.provenance != "measured":
         return "predicted to meet"
@@ -179,12 +180,11 @@ def _chosen_words(best: Candidate, budget: Budget, status: str) -> str:
 
 def _what_would_help(usable: Sequence[Candidate], best: Candidate, budget: Budget) -> tuple[str, ...]:
     hints: list[str] = []
-    if distrust(best, budget) and best.measurement is not None:
-        hints += best.measurement.warnings
+    if distrust(best, budget):
         hints.append("see that the device is cool, idle and well supplied, then build again")
         hints.append("--accept-throttled lets such measurements count")
     fastest = min(usable, key=_latency_ms)
-    if fastest is not best and not _breaks_latency(fastest, budget):
+    if fastest is not best and not _breaks_latency(fastest, budget) and violations(fastest, budget):
         hints.append(f"{fastest.plan.label} is fast enough but: {'; '.join(violations(fastest, budget))}")
     if _breaks_latency(best, budget):
         m = fastest.measurement
