@@ -27,6 +27,8 @@ RunFunction: TypeAlias = "Callable[[Arrays], Arrays]"
 Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
 #: How a .tflite file takes inputs of rank 4: channels last, or (``nchw``) as the model has them.
 InputLayout: TypeAlias = Literal["nhwc", "nchw"]
+#: What of a GPU ONNX Runtime computes with; ``None``: the CPU.
+Provider: TypeAlias = Literal["cuda", "tensorrt"]
 RuntimeName: TypeAlias = Literal["tflite", "onnxruntime", "tensorrt"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
@@ -219,6 +221,8 @@ class Plan:
     #: Of a .tflite file; other runtimes take inputs as the model has them.
     input_layout: InputLayout = "nhwc"
     reduce_range: bool = False
+    #: A graph for TensorRT that ONNX Runtime runs on the device's GPU, by this provider.
+    provider: Provider | None = None
     #: Of an INT8 plan, the outputs (in the ONNX graph) of weighted operators that stay in float.
     float_operators: tuple[str, ...] = ()
     calibration_samples: int = 0
@@ -230,7 +234,8 @@ class Plan:
         ``f3`` for three operators of an INT8 file that stay in float."""
         mark = f"-{digest(self.steps)[:4]}" if self.steps else ""
         mixed = f"-f{len(self.float_operators)}" if self.float_operators else ""
-        return f"{self.runtime}-{self.precision}" + ("-rr" if self.reduce_range else "") + mixed + mark
+        runtime = self.runtime if self.provider is None else f"onnxruntime-{self.provider}"
+        return f"{runtime}-{self.precision}" + ("-rr" if self.reduce_range else "") + mixed + mark
 
 
 # --------------------------------------------------------------------------------------------------- results
@@ -242,6 +247,7 @@ class Artifact:
 
     ``float_islands`` counts operators left in float inside an INT8 file (``None`` where the notion does not apply);
     ``typed_file`` is an INT8 graph for TensorRT once more, with float16 as the type of what is not quantized.
+    ``provider`` is what of the device's GPU ONNX Runtime computes with.
     """
 
     runtime: RuntimeName
@@ -255,6 +261,7 @@ class Artifact:
     float_islands: int | None = None
     notes: tuple[str, ...] = ()
     typed_file: Path | None = None
+    provider: Provider | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

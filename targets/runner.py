@@ -81,7 +81,8 @@ SELF = probes.Probes()
 
 
 def backend(runtime):
-    """The module ``<runtime>/backend.py`` beside this file."""
+    """The module ``<runtime>/backend.py`` beside this file; what follows a ``+`` is for its sessions."""
+    runtime = runtime.partition("+")[0]
     path = os.path.join(HERE, runtime, "backend.py")
     if not re.match(r"^[a-z0-9_]+$", runtime) or not os.path.isfile(path):
         raise Failure("usage", f"there is no backend for the runtime {runtime!r}: {path} is missing")
@@ -101,7 +102,8 @@ def import_runtime(index, model, package):
     runtime, _ = split(model)
     module = backend(runtime)
     try:
-        return module, module.import_runtime(package if package in module.PACKAGES else None)
+        found = module.import_runtime(package if package in module.PACKAGES else None)
+        return module, found._replace(package=found.package + "".join(runtime.partition("+")[1:]))
     except ImportError as exc:
         raise Failure("no_runtime", f"{runtime}: {exc}", index) from exc
 
@@ -110,9 +112,12 @@ def open_session(index, model, arguments):
     """A loaded file."""
     module, _ = import_runtime(index, model, arguments.runtime_module)
     package = arguments.runtime_module if arguments.runtime_module in module.PACKAGES else None
-    path = split(model)[1]
+    runtime, path = split(model)
+    provider = runtime.partition("+")[2]
     try:
-        return module.Session(path, threads=arguments.threads, package=package)
+        return module.Session(
+            path, threads=arguments.threads, package=package, **({"provider": provider} if provider else {})
+        )
     except Exception as exc:  # every runtime has errors of its own, some derived from Exception only
         raise Failure("bad_model", f"{os.path.basename(path)} cannot be loaded: {first_line(exc)}", index) from exc
 

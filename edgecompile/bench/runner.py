@@ -59,7 +59,8 @@ def put(artifacts: Sequence[Artifact], transport: Transport) -> list[str]:
         transport.put(artifact.file, name)
         for companion in _companions(artifact.file):
             transport.put(companion, f"models/{index}/{companion.name}")
-        arguments += ["--model", f"{_backend(artifact)}:{name}"]
+        provider = f"+{artifact.provider}" if artifact.provider is not None else ""
+        arguments += ["--model", f"{_backend(artifact)}{provider}:{name}"]
     return arguments
 
 

@@ -71,6 +71,8 @@ class TensorRT:
             twin = file.with_suffix(".typed.onnx")
             write_atomically(twin, typed(proto, model.name).SerializeToString(deterministic=True))
             made = replace(made, typed_file=twin)
+        if plan.provider is not None:
+            return replace(made, runtime="onnxruntime", provider=plan.provider, typed_file=None)
         return replace(made, notes=(*made.notes, *_second_opinion(made.typed_file or made.file)))
 
 

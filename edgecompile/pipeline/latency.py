@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgecompile import bench, engines, estimate, tables
-from edgecompile.errors import EdgecompileError, UnsupportedModelError
+from edgecompile.errors import DeviceError, EdgecompileError, InputError, UnsupportedModelError
 from edgecompile.jetson import versions as versions_of_tensorrt
 from edgecompile.lower import tensorrt
 from edgecompile.pipeline.changing import changed
@@ -55,11 +55,26 @@ class _Measurements:
 
 def _measured(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
     """Measure all files on this machine, interleaved, so that their figures can be compared."""
-    with_files = [c for c in candidates if c.artifact is not None and not _for_board(job, c)]
+    rest = [_by_provider(job, c) if c.artifact is not None and c.plan.provider is not None else c for c in candidates]
+    plain = [c for c in rest if c.artifact is not None and c.plan.provider is None and not _for_board(job, c)]
+    return _in_turns(job, rest, plain)
+
+
+def _by_provider(job: Job, candidate: Candidate) -> Candidate:
+    """ONNX Runtime on the board's GPU: an alternative, so that one that does not start there is only said to."""
+    try:
+        return _in_turns(job, [candidate], [candidate])[0]
+    except (DeviceError, InputError) as exc:
+        job.progress.warn(f"{candidate.plan.label}: {exc.message}")
+        return replace(candidate, failure=exc.message)
+
+
+def _in_turns(job: Job, candidates: Sequence[Candidate], with_files: Sequence[Candidate]) -> list[Candidate]:
     if not with_files:
         return list(candidates)
     options = bench_options(job)
-    key = digest([c.artifact.sha256 for c in with_files if c.artifact], options, job.machine, versions())
+    files = [(c.artifact.sha256, c.artifact.provider) for c in with_files if c.artifact]
+    key = digest(files, options, job.machine, versions())
 
     new: list[bool] = []
 
@@ -84,7 +99,7 @@ def _measured(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
 
 
 def _for_board(job: Job, candidate: Candidate) -> bool:
-    return job.board is not None and candidate.plan.runtime == "tensorrt"
+    return job.board is not None and candidate.plan.runtime == "tensorrt" and candidate.plan.provider is None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,12 +184,19 @@ def _measured_engines(job: Job, made: Sequence[Engine], reach: Callable[[], engi
     options = bench_options(job)
     key = digest("engines", [engine.source_sha256 for engine in made], options, job.machine, versions())
 
+    new: list[bool] = []
+
     def make(_: Path) -> _OnBoard:
+        new.append(True)
         with job.progress.stage(f"Measure {len(made)} engines in turns", engines.rounds(options) * len(made)) as step:
             result, profiled = engines.measure(reach(), made, options, advance=step)
         return _OnBoard(items=result.measurements, engines=profiled)
 
-    return job.store.cached("measure", key, _OnBoard, make)
+    found = job.store.cached("measure", key, _OnBoard, make)
+    if not new and not job.budget.accept_throttled and not all(m.trusted for m in found.items):
+        job.store.forget("measure", key)  # of an earlier build: the board may be in a better state now
+        found = job.store.cached("measure", key, _OnBoard, make)
+    return found
 
 
 def tile_of(job: Job, plan: Plan) -> int:

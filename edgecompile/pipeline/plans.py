@@ -16,6 +16,7 @@ from edgecompile.errors import (
 from edgecompile.pipeline.job import Job
 from edgecompile.types import (
     Plan,
+    Provider,
     decode,
 )
 
@@ -31,6 +32,7 @@ def propose(job: Job) -> tuple[Plan, ...]:
         has_data=not job.data.synthetic,
         saturates=lambda runtime: runtime == "onnxruntime" and job.profile.int8_saturates,
     )
+    plans += _by_onnxruntime(job)
     if not plans:
         known = ", ".join(f"{r}-{p}" for r, p in combinations)
         if job.data.synthetic and "int8" in job.request.precisions:
@@ -41,6 +43,22 @@ def propose(job: Job) -> tuple[Plan, ...]:
             f"{job.profile.name} has nothing for {' '.join(asked)}", remedy=f"it takes: {known}; choose among those"
         )
     return plans
+
+
+#: ONNX Runtime's names of what it computes on a GPU with.
+_PROVIDERS: dict[str, Provider] = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "tensorrt"}
+
+
+def _by_onnxruntime(job: Job) -> tuple[Plan, ...]:
+    """On a board whose ONNX Runtime reaches the GPU, the FP16 graph by it too; on others nothing, without a word."""
+    there = job.board.providers if job.board is not None else ()
+    if job.request.precisions and "fp16" not in job.request.precisions:
+        return ()
+    return tuple(
+        Plan(runtime="tensorrt", precision="fp16", provider=provider, seed=job.request.seed)
+        for name, provider in _PROVIDERS.items()
+        if name in there
+    )
 
 
 def _replayed(job: Job, ref: str) -> Plan:

@@ -16,6 +16,7 @@ from edgecompile import (
     bundle,
     engines,
     execute,
+    measuring,
     page,
     search,
 )
@@ -30,6 +31,7 @@ from edgecompile.types import (
     Accuracy,
     Artifact,
     Candidate,
+    Engine,
     to_builtins,
 )
 
@@ -56,7 +58,13 @@ def write_bundle(
     mine = changed(job, choice.candidate.plan)
     with job.progress.stage("Write the bundle"), bundle.BundleWriter(job.request.out) as writer:
         model_path = writer.add("model", artifact.file, f"model{artifact.file.suffix}")
-        golden = _checked(job, _add_golden(mine, writer, replace(artifact, file=model_path)), artifact, writer)
+        golden = _checked(
+            job,
+            _add_golden(mine, writer, replace(artifact, file=model_path)),
+            artifact,
+            choice.candidate.engine,
+            writer,
+        )
         verdict = _verdict(job, choice, evaluation.shipped, golden)
         if job.data.class_names:
             writer.add_bytes("labels", ("\n".join(job.data.class_names) + "\n").encode(), "labels.txt")
@@ -154,7 +162,7 @@ def _add_golden(job: Job, writer: bundle.BundleWriter, artifact: Artifact) -> bu
 
 def _add_engines(writer: bundle.BundleWriter, chosen: Candidate) -> tuple[bundle.EngineFacts, ...]:
     """For TensorRT, the engine where a board built one, and what builds it on another."""
-    if chosen.plan.runtime != "tensorrt" or chosen.artifact is None:
+    if chosen.artifact is None or chosen.artifact.runtime != "tensorrt":
         return ()
     bundle.add_build_script(writer, chosen.artifact)
     if chosen.engine is None:
@@ -162,9 +170,13 @@ def _add_engines(writer: bundle.BundleWriter, chosen: Candidate) -> tuple[bundle
     return (bundle.add_engine(writer, chosen.engine, engines.layers_json(chosen.engine)),)
 
 
-def _checked(job: Job, golden: bundle.Golden, artifact: Artifact, writer: bundle.BundleWriter) -> bundle.Golden:
+def _checked(
+    job: Job, golden: bundle.Golden, artifact: Artifact, engine: Engine | None, writer: bundle.BundleWriter
+) -> bundle.Golden:
     """The golden vectors with what the device makes of them, where there is one that runs files of this runtime."""
-    if job.request.on in (None, "local") or artifact.runtime == "tensorrt":
+    if job.board is None and job.request.on in (None, "local"):
+        return golden
+    if artifact.runtime == "tensorrt" and engine is None:
         return golden
     with (
         job.progress.stage("Check the golden vectors on the device"),
@@ -173,11 +185,17 @@ def _checked(job: Job, golden: bundle.Golden, artifact: Artifact, writer: bundle
     ):
         found = Path(folder) / "outputs.npz"
         inputs, outputs = (writer.path(f"golden/{name}.npz") for name in ("inputs", "outputs"))
-        runtime = bench.run_inputs(artifact, transport, inputs=inputs, outputs=found)
         device = transport.description
+        if engine is not None and job.board is not None:
+            with engines.session(transport, job.board) as on_board:
+                engines.run_inputs(on_board, engine, artifact, inputs=inputs, outputs=found)
+            runtime = f"TensorRT {engine.tensorrt}"
+        else:
+            runtime = bench.run_inputs(artifact, transport, inputs=inputs, outputs=found)
+        allowed = measuring.golden_on(golden, artifact, by_gpu=engine is not None or artifact.provider is not None)
         with np.load(outputs, allow_pickle=False) as want, np.load(found, allow_pickle=False) as have:
             try:
-                worst, fault = bundle.compare_golden(golden, dict(want), dict(have), runtime=runtime), None
+                worst, fault = bundle.compare_golden(allowed, dict(want), dict(have), runtime=runtime), None
             except LimitNotMet as exc:
                 worst, fault = None, exc.message
     seen = bundle.GoldenOnDevice(device=device, runtime=runtime, largest_error=worst, fault=fault)

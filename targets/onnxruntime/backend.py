@@ -1,6 +1,7 @@
-"""Runs .onnx files with ONNX Runtime on the CPU. Python 3.7 or later, numpy."""
+"""Runs .onnx files with ONNX Runtime on the CPU, or on a GPU where asked. Python 3.7 or later, numpy."""
 
 import collections
+import os
 
 PACKAGES = ("onnxruntime",)
 Runtime = collections.namedtuple("Runtime", "package version module")
@@ -20,6 +21,14 @@ DTYPES = {
 }
 
 
+#: By the short name: ONNX Runtime's own, the CPU's after it for what it does not take.
+PROVIDERS = {
+    "cpu": (),
+    "cuda": ("CUDAExecutionProvider",),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider"),
+}
+
+
 def import_runtime(package=None):
     """The runtime's package, its version and its module. Raises ImportError with the remedy."""
     try:
@@ -36,7 +45,7 @@ class Session:
     ``inputs`` and ``outputs`` map names to ``{"shape": [...], "dtype": "float32"}``; open sizes are 1.
     """
 
-    def __init__(self, path, threads=1, package=None, optimize=True):
+    def __init__(self, path, threads=1, package=None, optimize=True, provider="cpu"):
         module = import_runtime(package).module
         options = module.SessionOptions()
         options.intra_op_num_threads = threads
@@ -48,7 +57,11 @@ class Session:
         # As applications have it: the workers spin for some 20 ms after a run. The runner pauses between files for
         # that; turned off, the runs themselves would be slower.
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
-        self._session = module.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        wanted = [(name, _options(name, path)) for name in PROVIDERS[provider]]
+        self._session = module.InferenceSession(path, options, providers=[*wanted, "CPUExecutionProvider"])
+        # ONNX Runtime goes on with the CPU where a provider does not start, and only logs it.
+        if wanted and self._session.get_providers()[0] != wanted[0][0]:
+            raise RuntimeError(f"{wanted[0][0]} does not start on this machine")
         self.inputs = {value.name: _spec(value) for value in self._session.get_inputs()}
         self.outputs = {value.name: _spec(value) for value in self._session.get_outputs()}
         self._binding = None
@@ -79,6 +92,14 @@ class Session:
         self.set(feed)
         self.invoke()
         return self.get()
+
+
+def _options(provider, path):
+    if provider != "TensorrtExecutionProvider":
+        return {}
+    # Every round is a process of its own: without the cache, each would build the engine again.
+    cache = os.path.dirname(os.path.abspath(path))
+    return {"trt_fp16_enable": True, "trt_engine_cache_enable": True, "trt_engine_cache_path": cache}
 
 
 def _spec(value):

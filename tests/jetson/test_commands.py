@@ -74,7 +74,10 @@ def test_a_build_chooses_by_what_the_board_measured(built: tuple[Done, Path], ho
 
 def test_the_bundle_holds_the_engine_and_what_belongs_to_it(built: tuple[Done, Path]) -> None:
     _, out = built
-    (facts,) = bundle.read(out).manifest.engines
+    manifest = bundle.read(out).manifest
+    (facts,) = manifest.engines
+    (seen,) = manifest.golden.devices
+    assert (seen.runtime, seen.fault) == ("TensorRT 10.3.0", None)
     assert facts.key == "trt10.3.0-nvidia-jetson-orin-nano-developer-kit-super-compute-8-7"
     names = {path.name for path in (out / "engines" / facts.key).iterdir()}
     assert names == {"model.engine", "timing.cache", "build.log", "layers.json", "layer_times.json"}
@@ -173,6 +176,25 @@ def test_nothing_that_builds_is_an_error(
     assert done.code == code, done.err
     assert words in " ".join(done.err.split())
     assert "Traceback" not in done.err
+
+
+def test_onnx_runtime_on_the_gpu_is_an_alternative_where_it_is(project: Project, host: Standin, tmp_path: Path) -> None:
+    """One provider starts, the other is there and does not."""
+    host.set(providers=["TensorrtExecutionProvider", "CUDAExecutionProvider"], starting=["CUDAExecutionProvider"])
+    try:
+        done = edgecompile(
+            "build", project.model, *BUILD, "--on", host.where, "--data", project.train, "--out", tmp_path / "out",
+            "--precision", "fp16", "--min-runs", "5",
+        )  # fmt: skip
+    finally:
+        host.set(providers=None, starting=None)
+    assert done.code == 0, done.err
+    found = {c.label: c for c in bundle.read(tmp_path / "out").manifest.candidates}
+    assert set(found) == {"tensorrt-fp16", "onnxruntime-cuda-fp16", "onnxruntime-tensorrt-fp16"}
+    measured = found["onnxruntime-cuda-fp16"].measurement
+    assert measured is not None
+    assert (measured.provenance, measured.runtime) == ("measured", "onnxruntime+cuda")
+    assert "does not start on this machine" in (found["onnxruntime-tensorrt-fp16"].failure or "")
 
 
 def test_without_a_board_it_is_a_prediction(project: Project, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from tests.sshd import Server, serve
 
 _HERE = Path(__file__).parent
-_TOOLS = ("trtexec", "nvpmodel", "jetson_clocks", "tegrastats", "sudo", "dpkg-query")
+_TOOLS = ("trtexec", "nvpmodel", "jetson_clocks", "tegrastats", "sudo", "dpkg-query", "python3")
 #: The version, the L4T release with it, and the board.
 HOSTS = {
     "8.2.1": ("32", "7.1", "NVIDIA Jetson Xavier NX Developer Kit", "nvidia,tegra194"),
