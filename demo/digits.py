@@ -121,7 +121,8 @@ def main() -> None:
     print(f"the original takes {original_ms:.3f} ms here; the budget is {FRACTION:.0%} of it: {budget_ms:.3f} ms")
     edgecompile(
         *("build", "digits.onnx", "--target", "x86", "--budget-ms", f"{budget_ms:.4f}", "--max-drop", "2"),
-        *("--data", "train.npz", "--eval", "test.npz", "--threads", "1", "--out", "out"),
+        # Elsewhere a busy machine's figures do not count; a demo must not depend on what else runs on it.
+        *("--data", "train.npz", "--eval", "test.npz", "--threads", "1", "--accept-throttled", "--out", "out"),
     )
     edgecompile("verify", "out")
     print(f"\nThe bundle is in {FOLDER / 'out'}")

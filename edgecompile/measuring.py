@@ -86,7 +86,7 @@ def measure(
                 result = bench.measure(artifacts, transport, options)
         else:
             result = _on_board(paths, artifacts, transport, board, options, progress, power_mode)
-    for warning in dict.fromkeys(w for m in result.measurements for w in m.warnings):
+    for warning in bench.doubts_by_file([str(path) for path in paths], result.measurements):
         progress.warn(warning)
     ratios = [None if i == 0 else result.ratio(i, 0) for i in range(len(artifacts))]
     return BenchReport(names=tuple(str(path) for path in paths), measurements=result.measurements, ratios=tuple(ratios))

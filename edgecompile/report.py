@@ -170,25 +170,20 @@ def table(*columns: str, title: str | None = None, right: Collection[str] = (), 
 
 def candidates(manifest: Manifest) -> Table:
     """The closing table: each candidate with its size, latency, accuracy on the validation part, and verdict."""
-    metric = next((c.validation.metric for c in manifest.candidates if c.validation), "accuracy")
-    unit = " dB" if metric == "SQNR" else " %"
+    found = [c.validation for c in manifest.candidates if c.validation is not None]
+    metric = found[0].metric + (" dB" if found[0].metric == "SQNR" else " %") if found else None
+    accuracies = [*([metric] if metric else []), *(["drop"] if any(a.drop is not None for a in found) else [])]
     p = f"p{manifest.budget.percentile:g} ms"
-    made = table(
-        "candidate",
-        "size",
-        p,
-        "95 %",
-        metric + unit,
-        "drop",
-        "verdict",
-        right=("size", p, metric + unit, "drop"),
-        fixed=("candidate", "size", p, "95 %"),
-    )
+    heads = ("candidate", "size", p, "95 %")
+    made = table(*heads, *accuracies, "verdict", right=("size", p, *accuracies), fixed=heads)
     own = original_on_validation(manifest)
     if own is not None:
         made.add_row("original", "", "", "", f"{own:.2f}", "", "", style="dim")
     for candidate in manifest.candidates:
-        made.add_row(*_row(candidate), style="bold" if candidate.plan == manifest.plan else None)
+        cells = _row(candidate)
+        # Without data there is no accuracy, and SQNR has no drop: no column of dashes then.
+        row = (*cells[:4], *cells[4 : 4 + len(accuracies)], cells[-1])
+        made.add_row(*row, style="bold" if candidate.plan == manifest.plan else None)
     changed = [c for c in manifest.candidates if c.plan.steps]
     if changed:
         lines = [f"{c.label}: {', '.join(step.technique for step in c.plan.steps)}" for c in changed]

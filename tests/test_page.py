@@ -161,3 +161,16 @@ def test_a_page_without_data_has_no_picture(manifest: Manifest) -> None:
     text = page.render(bare)
     assert "<svg" not in text
     assert "No data was given" in text
+
+
+def test_the_closing_table_has_no_column_of_dashes(manifest: Manifest) -> None:
+    def heads(of: Manifest) -> list[str]:
+        return [str(column.header) for column in report.candidates(of).columns]
+
+    assert heads(manifest) == ["candidate", "size", "p50 ms", "95 %", "top-1 %", "drop", "verdict"]
+    bare = tuple(replace(c, validation=None) for c in manifest.candidates)
+    assert heads(replace(manifest, candidates=bare)) == ["candidate", "size", "p50 ms", "95 %", "verdict"]
+    assert report.candidates(replace(manifest, candidates=bare)).row_count == 2
+    by_signal = Accuracy(metric="SQNR", value=31.0, ci_low=30.0, ci_high=32.0, samples=64)
+    other = tuple(replace(c, validation=by_signal) for c in manifest.candidates)
+    assert heads(replace(manifest, candidates=other)) == ["candidate", "size", "p50 ms", "95 %", "SQNR dB", "verdict"]

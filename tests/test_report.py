@@ -60,6 +60,20 @@ def test_bench_fits_80_columns_and_says_how_it_was_measured() -> None:
     )
 
 
+def test_a_warning_about_one_file_names_it() -> None:
+    def measured(*warnings: str) -> Measurement:
+        return Measurement(
+            provenance="measured", device="vm", runtime="r", runtime_version="1", threads=1, percentile=50.0,
+            value_ms=1, ci_low_ms=1, ci_high_ms=1, median_ms=1, p90_ms=1, p95_ms=1, p99_ms=1, runs=9,
+            warnings=warnings,
+        )  # fmt: skip
+
+    found = bench.doubts_by_file(
+        ["a", "b", "c"], [measured("busy", "noisy"), measured("busy"), measured("busy", "noisy")]
+    )
+    assert found == ["busy", "a, c: noisy"]
+
+
 @pytest.mark.parametrize(
     ("options", "files", "least_s"),
     [

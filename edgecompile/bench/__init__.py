@@ -2,7 +2,7 @@
 
 from edgecompile.bench.files import bare_file
 from edgecompile.bench.instructions import instructions
-from edgecompile.bench.measure import measure, unsteady
+from edgecompile.bench.measure import doubts_by_file, measure, unsteady
 from edgecompile.bench.options import BenchOptions, BenchResult
 from edgecompile.bench.plot import sustained_svg
 from edgecompile.bench.runner import run_inputs
@@ -15,6 +15,7 @@ __all__ = [
     "Doubt",
     "Sustained",
     "bare_file",
+    "doubts_by_file",
     "instructions",
     "measure",
     "run_inputs",

@@ -18,6 +18,15 @@ _RUNS_BEYOND = 5
 _HEAVY = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED", "TRANSPOSE_CONV", "BATCH_MATMUL")
 
 
+def doubts_by_file(names: Sequence[str], measurements: Sequence[Measurement]) -> list[str]:
+    """The warnings of files measured together, each once; what is not about all of them names those it is about."""
+    said: dict[str, list[str]] = {}
+    for name, measurement in zip(names, measurements, strict=True):
+        for words in measurement.warnings:
+            said.setdefault(words, []).append(name)
+    return [words if len(of) == len(names) else f"{', '.join(of)}: {words}" for words, of in said.items()]
+
+
 def measure(artifacts: Sequence[Artifact], transport: Transport, options: BenchOptions) -> BenchResult:
     """Measure files interleaved in one process on a machine, or by ``benchmark_model`` where the options name it.
 

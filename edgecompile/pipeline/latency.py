@@ -90,7 +90,7 @@ def _in_turns(job: Job, candidates: Sequence[Candidate], with_files: Sequence[Ca
             job.store.forget("measure", key)  # of an earlier build: the device may be in a better state now
             measurements = job.store.cached("measure", key, _Measurements, make).items
     by_plan = {c.plan: m for c, m in zip(with_files, measurements, strict=True)}
-    for warning in dict.fromkeys(w for m in measurements for w in m.warnings):
+    for warning in bench.doubts_by_file([c.plan.label for c in with_files], measurements):
         job.progress.warn(warning)
     return [replace(c, measurement=by_plan[c.plan]) if c.plan in by_plan else c for c in candidates]
 
