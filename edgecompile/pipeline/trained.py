@@ -15,7 +15,7 @@ from edgecompile.pipeline.changing import changed, trained
 from edgecompile.pipeline.job import ANY, Job, fitting, versions
 from edgecompile.pipeline.latency import operator_times, tile_of
 from edgecompile.techniques import distill, student, training
-from edgecompile.types import Candidate, Plan, Step, digest
+from edgecompile.types import Arrays, Candidate, Plan, Step, digest
 
 #: The share of the time limit that is for training steps; looking at held-back samples takes some, too.
 _SHARE = 0.9
@@ -66,12 +66,18 @@ def _distilled(job: Job, candidates: Sequence[Candidate], reference: evaluate.Re
     samples = fitting(mine)
     count = distill.sample_count(mine.model, len(samples))
     chosen: dict[str, Any] = {"samples": count, "seed": job.request.seed, **dict(job.request.training)}
-    one = distill.step(**{**chosen, "steps": 1})
+    labelled = _labelled(job, samples)
+    pools = labelled and distill.pools(job.model, mine.model)
+    one = distill.step(**{**distill.recipe(labelled=labelled, features=pools, steps=1), **chosen, "steps": 1})
     try:
-        steps = _count(job, lambda: distill.seconds_a_step(job.model, mine.model, samples, one), mine.model.sha256, one)
+        # With labels the original is trained first, for as many steps.
+        steps = _count(
+            job, lambda: distill.seconds_a_step(job.model, mine.model, samples, one), mine.model.sha256, one,
+            2 if labelled else 1,
+        )  # fmt: skip
         if steps is None:
             return []
-        made = distill.step(**{"steps": steps, **chosen})
+        made = distill.step(**{**distill.recipe(labelled=labelled, features=pools, steps=steps), **chosen})
         longer = trained(job, replace(plan, steps=(*plan.steps, made)), 60 * job.request.time_limit_min)
     except (UnsupportedModelError, DivergedError) as exc:
         job.progress.warn(f"{plan.label} was not trained: {exc.message}")
@@ -79,7 +85,15 @@ def _distilled(job: Job, candidates: Sequence[Candidate], reference: evaluate.Re
     return [attempt(job, longer, reference)]
 
 
-def _count(job: Job, seconds: Callable[[], float], model: str, one: Step, parts: int = 1) -> int | None:
+def _labelled(job: Job, samples: Sequence[Arrays]) -> bool:
+    """Whether a classifier's samples all have labels."""
+    labels, shape = getattr(samples, "labels", None), job.model.outputs[0].shape
+    if labels is None or len(job.model.outputs) != 1 or len(shape) != 2 or shape[1] < 2:
+        return False
+    return bool(len(labels) and 0 <= labels.min() and labels.max() < shape[1])
+
+
+def _count(job: Job, seconds: Callable[[], float], model: str, one: Step, parts: float = 1) -> int | None:
     """The steps that fit in a part of the time limit; counted once, so that a resumed build trains the same.
 
     ``None``, and a warning, where not even one fits.
@@ -132,11 +146,14 @@ def _students(job: Job, candidates: Sequence[Candidate], reference: evaluate.Ref
 def _trained_student(job: Job, architecture: student.Architecture, count: int, parts: int) -> Plan | None:
     """The plan of one student, trained for its part of the time limit; ``None``, and a warning, where it is not."""
     samples = fitting(job)
-    step = student.step(architecture, steps=1, samples=count, seed=job.request.seed)
-    steps = _count(job, lambda: student.seconds_a_step(job.model, samples, step), "", step, parts)
+    labelled, chosen = _labelled(job, samples), {"samples": count, "seed": job.request.seed}
+    step = student.step(architecture, **{**student.recipe(labelled=labelled, steps=1), **chosen})
+    # With labels the original is trained first, which takes a third of the time.
+    share = parts * 3 / 2 if labelled else parts
+    steps = _count(job, lambda: student.seconds_a_step(job.model, samples, step), "", step, share)
     if steps is None:
         return None
-    made = student.step(architecture, steps=steps, samples=count, seed=job.request.seed)
+    made = student.step(architecture, **{**student.recipe(labelled=labelled, steps=steps), **chosen})
     try:
         return trained(job, replace(ANY, steps=(made,)), 60 * job.request.time_limit_min / parts)
     except DivergedError as exc:

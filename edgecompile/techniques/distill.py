@@ -1,9 +1,8 @@
 """The technique ``distill``: trains a smaller model to give the original's outputs. Labels are not needed.
 
-The training itself is in `training`: KL divergence at a temperature or ``dist``, AdamW, images flipped and mixed with
-one another. Samples that carry ``labels`` (as `calibration.Samples` does) may add a term of their own. Batch
-normalization that was folded into the weights stays folded: put back, it made training of pruned nets less stable, not
-more.
+The training itself is in `training`: KL divergence at a temperature or ``dist``, AdamW or SGD, images flipped and
+mixed with one another. Samples that carry ``labels`` (as `calibration.Samples` does) may add a term of their own, and
+may train the original first (`teaching`).
 
 Options: the fields of `training.TrainingOptions`; those at their defaults may be left out.
 """
@@ -21,7 +20,7 @@ import numpy.typing as npt
 
 from edgecompile.errors import EdgecompileError, InputError
 from edgecompile.progress import Progress
-from edgecompile.techniques import features, training
+from edgecompile.techniques import features, teaching, training
 from edgecompile.techniques.pruning import written
 from edgecompile.techniques.training import TrainingOptions
 from edgecompile.types import Arrays, Model, Step
@@ -61,6 +60,21 @@ def step(
     return Step(technique="distill", options=tuple(sorted(kept.items())))
 
 
+def recipe(*, labelled: bool, features: bool, steps: int) -> dict[str, Any]:
+    """How a smaller model is best trained for so many steps, as options of `step`.
+
+    With labels the original is trained on them first, for as many steps. What is here was compared on CIFAR-10's
+    training images that had been held back (docs/smaller-models.md).
+    """
+    if not labelled:
+        return {"steps": steps}
+    return {
+        "augment": "flip+shift", "batch": 128, "batch_norm": True, "decay": 5e-4, "feature_weight": float(features),
+        "label_weight": 0.3, "loss": "dist", "optimizer": "sgd", "rate": 0.015, "steps": steps,
+        "teacher_steps": steps, "temperature": 1.0,
+    }  # fmt: skip
+
+
 def options_of(distillation: Step) -> TrainingOptions:
     """The options of a step. Raises `InputError` for unknown ones and for values that make no sense."""
     given: dict[str, Any] = dict(distillation.options)
@@ -80,19 +94,22 @@ def apply(
     """
     import onnx
 
-    from edgecompile.techniques.torch_graph import from_onnx
-
     options = options_of(distillation)
     count = min(len(samples), options.samples)
     large, small = onnx.load(str(original.path)), onnx.load(str(model.path))
-    teacher, student = _resized(from_onnx(large), original, model), from_onnx(small)
+    stacks, labels = _stacked(model, [samples[i] for i in range(count)]), wanted_labels(samples, count, options)
+    teacher = None
+    if options.loss != "labels":
+        teacher = teaching.of(original, options, lambda: _enlarged(stacks, original), labels, progress)
+        teacher = _resized(teacher, original, model)
+    student = teaching.trainable(small, stacks, options)
     identity, watch = f"{original.sha256} {model.sha256}", training.watch()
     outcome = training.train(
         teacher,
         student,
-        _stacked(model, [samples[i] for i in range(count)]),
+        stacks,
         options,
-        labels=_labels(samples, count) if options.label_weight or options.loss == "labels" else None,
+        labels=labels,
         checkpoint=training.checkpoint_file(training.file_key(options, identity)),
         progress=progress,
         features=_features(large, small, options),
@@ -130,10 +147,25 @@ def _resized(teacher: Any, original: Model, model: Model) -> Any:
     return Resized()
 
 
-def _labels(samples: Sequence[Arrays], count: int) -> Tensor | None:
-    """The class numbers of the first samples, where the sequence has an attribute ``labels``."""
+def _enlarged(stacks: Mapping[str, Tensor], original: Model) -> dict[str, Tensor]:
+    """The samples at the size that the original takes."""
     import torch
 
+    found = {}
+    for spec in original.inputs:
+        stack, size = stacks[spec.name], spec.shape[2:]
+        if tuple(stack.shape[2:]) != tuple(size):
+            stack = torch.nn.functional.interpolate(stack, size=tuple(size), mode="bilinear", antialias=True)
+        found[spec.name] = stack
+    return found
+
+
+def wanted_labels(samples: Sequence[Arrays], count: int, options: TrainingOptions) -> Tensor | None:
+    """The class numbers of the first samples, where the training wants any and the sequence has ``labels``."""
+    import torch
+
+    if options.loss != "labels" and not options.label_weight and not options.teacher_steps:
+        return None
     labels: npt.NDArray[np.int64] | None = getattr(samples, "labels", None)
     return None if labels is None else torch.from_numpy(np.asarray(labels[:count], np.int64))
 
@@ -145,6 +177,13 @@ def _features(large: onnx.ModelProto, small: onnx.ModelProto, options: TrainingO
     if mine is None or other is None:
         raise InputError("the model has no pooling over all pixels to take features from", remedy="feature_weight 0")
     return mine, other
+
+
+def pools(original: Model, model: Model) -> bool:
+    """Whether both models have features to compare: what they pool over all pixels."""
+    import onnx
+
+    return all(features.pooled(onnx.load(str(m.path))) is not None for m in (original, model))
 
 
 #: What the samples of one training may take in memory.
@@ -169,14 +208,15 @@ def seconds_a_step(original: Model, model: Model, samples: Sequence[Arrays], dis
     options = options_of(distillation)
     count = min(len(samples), 2 * options.batch)
     large, small = onnx.load(str(original.path)), onnx.load(str(model.path))
+    stacks = _stacked(model, [samples[i] for i in range(count)])
     times = training.seconds(
         _resized(from_onnx(large), original, model),
-        from_onnx(small),
-        _stacked(model, [samples[i] for i in range(count)]),
+        teaching.trainable(small, stacks, options),
+        stacks,
         options,
         clock=time.perf_counter,
         count=5,
-        labels=_labels(samples, count),
+        labels=wanted_labels(samples, count, options),
         features=_features(large, small, options),
     )
     return statistics.median(times[1:])
@@ -192,4 +232,4 @@ def _stacked(model: Model, samples: Sequence[Arrays]) -> dict[str, Tensor]:
     }
 
 
-__all__ = ["EdgecompileError", "apply", "options_of", "sample_count", "seconds_a_step", "step"]
+__all__ = ["EdgecompileError", "apply", "options_of", "pools", "recipe", "sample_count", "seconds_a_step", "step", "wanted_labels"]

@@ -7,7 +7,7 @@ one dense layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -33,6 +33,8 @@ Weights: TypeAlias = Callable[[str, tuple[int, ...]], tuple[Array, Array]]
 #: Below this, activations of newer operator sets are written with older ones.
 _CLIP_INPUTS, _HARD_SWISH = 11, 14
 _PRODUCER = "edgecompile"
+#: The name by which a student gives its last feature map (`StudentNet.forward`).
+FEATURES = "student features"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +84,13 @@ class StudentNet(_Base):  # type: ignore[misc]
             self.classifier.weight.normal_(0, 0.01, generator=generator)
             self.classifier.bias.zero_()
 
-    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, inputs: Mapping[str, Tensor], collect: Collection[str] = ()) -> dict[str, Tensor]:
+        """The logits by name; with ``FEATURES`` in ``collect`` also what is averaged before them."""
         x = inputs[self.face.input]
         for block in self._blocks:
             x = self._block(block, x)
-        return {self.face.output: self.classifier(x.mean(dim=(2, 3)))}
+        found = {self.face.output: self.classifier(x.mean(dim=(2, 3)))}
+        return {**found, FEATURES: x} if FEATURES in collect else found
 
     def _block(self, block: Block, x: Tensor) -> Tensor:
         functional, y = torch.nn.functional, x
@@ -296,4 +300,4 @@ class _Emitter:
         return name
 
 
-__all__ = ["Header", "StudentNet", "build", "net", "skeleton", "to_onnx"]
+__all__ = ["FEATURES", "Header", "StudentNet", "build", "net", "skeleton", "to_onnx"]

@@ -1,7 +1,7 @@
 """Training a small model, by what a teacher makes of each batch, by labels, or by both.
 
 Each batch is changed at random, and the teacher says what it makes of the very same batch ("Knowledge distillation: A
-good teacher is patient and consistent", Beyer et al., CVPR 2022). AdamW, a short warm-up, half a cosine down to zero.
+good teacher is patient and consistent", Beyer et al., CVPR 2022). AdamW or SGD, a short warm-up, half a cosine down to zero.
 Of some points on the way, the best on held-back samples is taken. Losses are in `losses`, batches in `training_data`.
 
 A training that is stopped is cut, never rescaled: ``TrainingOptions(cut=Outcome.steps)`` gives the same weights again.
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 LOSSES = ("kl", "dist", "labels")
+OPTIMIZERS = ("adamw", "sgd")
 #: Samples that the best point is chosen on, and how often it is looked at.
 _HELD, _MOST_HELD, _CHECKS = 0.1, 500, 12
 #: Steps between two checkpoints.
@@ -47,10 +48,13 @@ _CHECKPOINTS: ContextVar[Path | None] = ContextVar("checkpoints", default=None)
 class TrainingOptions:
     """Counts and choices of a training, all that its result depends on beside models and data.
 
-    ``rate`` is AdamW's highest and ``decay`` its weight decay. ``loss`` compares with the teacher (``kl``, ``dist``)
+    ``optimizer`` is ``adamw`` or ``sgd`` (Nesterov's momentum, 0.9), ``rate`` its highest rate and ``decay`` the decay of
+    its weights, not of factors and shifts. ``loss`` compares with the teacher (``kl``, ``dist``)
     or with labels only (``labels``). Labels have ``label_weight`` of the loss and the teacher the rest;
     ``feature_weight`` times the error of the features is added. ``augment`` joins ``flip``, ``mix`` and ``shift`` by
     ``+``, or is ``none``.
+    ``batch_norm`` puts batch normalization behind convolutions while they are trained, and ``teacher_steps`` are those
+    in which the teacher is first trained itself, by labels alone: both are for whoever makes the modules to see to.
     ``patience`` checks without a gain end the training (0: never); ``cut`` steps end it as well (0: never), the
     schedule being that of ``steps``.
     """
@@ -58,6 +62,7 @@ class TrainingOptions:
     steps: int
     samples: int
     batch: int = 64
+    optimizer: str = "adamw"
     rate: float = 5e-4
     decay: float = 1e-4
     loss: str = "kl"
@@ -65,19 +70,23 @@ class TrainingOptions:
     label_weight: float = 0.0
     feature_weight: float = 0.0
     augment: str = "flip+mix"
+    batch_norm: bool = False
+    teacher_steps: int = 0
     patience: int = 0
     cut: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
         unknown = self.ways - set(training_data.AUGMENTATIONS)
-        counts = self.steps >= 1 and self.batch >= 2 and self.samples >= 4 and self.patience >= 0 and self.cut >= 0
+        counts = self.steps >= 1 and self.batch >= 2 and self.samples >= 4
+        counts = counts and min(self.patience, self.cut, self.teacher_steps) >= 0
         numbers = self.rate > 0 and self.temperature > 0 and 0 <= self.label_weight <= 1 and self.feature_weight >= 0
-        if unknown or not counts or not numbers or self.loss not in LOSSES:
+        named = self.loss in LOSSES and self.optimizer in OPTIMIZERS
+        if unknown or not counts or not numbers or not named:
             raise InputError(
                 f"a training with {self} cannot be run",
                 remedy="give steps >= 1, batch >= 2, samples >= 4, loss kl, dist or labels, label_weight from 0 to 1, "
-                "and augment none or flip, mix and shift joined by +",
+                "optimizer adamw or sgd, and augment none or flip, mix and shift joined by +",
             )
 
     @property
@@ -299,9 +308,12 @@ def _trainer(
 
     _check(teacher, options, labels, features)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    student.to(place)
+    for module in (student, teacher):
+        if module is not None:
+            _placed(module, place)
     if teacher is not None:
-        teacher.to(place).eval()
+        teacher.eval()
+    stacks = {name: stack.to(place) if _fits(stack, place) else stack for name, stack in stacks.items()}
     count = len(next(iter(stacks.values())))
     generator = torch.Generator().manual_seed(options.seed)
     order = torch.randperm(count, generator=generator)
@@ -315,6 +327,24 @@ def _trainer(
     )  # fmt: skip
     trainer.prepare()
     return trainer
+
+
+def _placed(module: Module, place: Any) -> None:
+    """Move a module; on CUDA the weights of its convolutions get the order of axes that is fastest there."""
+    import torch
+
+    module.to(place)
+    if place.type == "cuda":
+        for weight in module.parameters():
+            if weight.ndim == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
+def _fits(stack: Tensor, place: Any) -> bool:
+    """Whether samples go to the device as a whole: where they fill no more than a quarter of what is free there."""
+    import torch
+
+    return place.type == "cuda" and 4 * stack.nbytes < torch.cuda.mem_get_info(place)[0]
 
 
 def _check(
@@ -361,11 +391,19 @@ class _Trainer:
         """Make the projection of the features and the optimizer."""
         import torch
 
-        groups = [{"params": [p for p in self.student.parameters() if p.requires_grad]}]
+        options = self.options
+        trained = [p for p in self.student.parameters() if p.requires_grad]
         if self.features is not None:
             self.projection = self._projection().to(self.place)
-            groups.append({"params": list(self.projection.parameters())})
-        self.optimizer = torch.optim.AdamW(groups, lr=self.options.rate, weight_decay=self.options.decay)
+            trained += self.projection.parameters()
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": options.decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        if options.optimizer == "sgd":
+            self.optimizer = torch.optim.SGD(groups, lr=options.rate, momentum=0.9, nesterov=True)
+        else:
+            self.optimizer = torch.optim.AdamW(groups, lr=options.rate)
 
     def keep_in(self, file: Path, identity: str) -> None:
         """Write checkpoints to ``file``."""
@@ -462,8 +500,14 @@ class _Trainer:
         """The outputs, and the feature, as float32."""
         import torch
 
-        with torch.autocast(self.place.type, dtype=self.half, enabled=self.place.type == "cuda"):
-            found = module(batch.inputs, collect=(feature,)) if feature else module(batch.inputs)
+        inputs, cuda = batch.inputs, self.place.type == "cuda"
+        if cuda:
+            inputs = {
+                name: x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+                for name, x in inputs.items()
+            }
+        with torch.autocast(self.place.type, dtype=self.half, enabled=cuda):
+            found = module(inputs, collect=(feature,)) if feature else module(inputs)
         return {name: value.float() if value.is_floating_point() else value for name, value in found.items()}
 
     def _taught(self, batch: training_data.Batch, feature: str | None) -> dict[str, Tensor]:
@@ -635,6 +679,6 @@ def _key(
 
 
 __all__ = [
-    "LOSSES", "Outcome", "TrainingOptions", "Watch", "check_teacher", "checkpoint_file", "checkpoints_in", "choices",
-    "cut", "file_key", "missing_classes", "schedule", "seconds", "train", "watch", "watched",
+    "LOSSES", "OPTIMIZERS", "Outcome", "TrainingOptions", "Watch", "check_teacher", "checkpoint_file", "checkpoints_in",
+    "choices", "cut", "file_key", "missing_classes", "schedule", "seconds", "train", "watch", "watched",
 ]  # fmt: skip

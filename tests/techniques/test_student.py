@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,6 +14,7 @@ import pytest
 
 from edgecompile import execute, lower, model, parity, students, techniques
 from edgecompile.errors import InputError, UnsupportedModelError
+from edgecompile.progress import Silent
 from edgecompile.tables import OperatorKey
 from edgecompile.tables.costs import cost_of
 from edgecompile.techniques import student, student_family, student_net
@@ -209,11 +212,11 @@ def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return model.load(str(path), folder / "model")
 
 
-def _step(original: Model, **options: float) -> Step:
+def _step(original: Model, **options: object) -> Step:
     found = [a for a in student.candidates(original, 8) if a.kind == "fused" and a.width <= 0.5]
     return student.step(
-        found[0], **{"steps": 120, "samples": 1200, "batch": 32, "rate": 5e-3, "shift": 0, "flip": False, **options}
-    )  # type: ignore[arg-type]
+        found[0], **{"steps": 120, "samples": 1200, "batch": 32, "augment": "none", **options}
+    )
 
 
 def test_a_student_learns_digits_without_labels(digits_teacher: Model, tmp_path: Path) -> None:
@@ -236,38 +239,81 @@ def test_the_same_step_gives_the_same_bytes(digits_teacher: Model, tmp_path: Pat
     assert made[0] == made[1] != made[2]
 
 
+class Labelled(list[dict[str, np.ndarray]]):
+    """Samples with labels, as `calibration.Samples` has them."""
+
+    labels: np.ndarray
+
+
+def test_labels_make_up_for_a_poor_teacher(tmp_path: Path) -> None:
+    """A teacher of other data is trained on the labels first; without that the student learns its faults."""
+    x, y = _digits()
+    generator = np.random.default_rng(0)
+    weight = generator.normal(0, 0.3, (64, 10)).astype(np.float32)
+    poor = model.load(str(classifier(tmp_path, (1, 8, 8), weight, np.zeros(10, np.float32))), tmp_path / "model")
+    samples = Labelled({"image": image[None]} for image in x[:1200])
+    samples.labels = y[:1200]
+    right = []
+    for name, options in (("alone", {}), ("taught", {"teacher_steps": 200, "label_weight": 0.3})):
+        step = _step(poor, steps=200, **options)
+        run = execute.original(techniques.apply(poor, [step], samples, tmp_path / name))
+        right.append(np.mean([run({"image": i[None]})["logits"].argmax() for i in x[1200:]] == y[1200:]))
+    assert right[0] < 0.4
+    assert right[1] > 0.8
+
+
+def test_features_of_the_original_teach_too(digits_convolution: Model, tmp_path: Path) -> None:
+    samples = [{"image": image[None]} for image in _digits()[0][:64]]
+    made = [
+        techniques.apply(digits_convolution, [_step(digits_convolution, steps=3, **o)], samples, tmp_path / name).sha256
+        for name, o in (("without", {}), ("with", {"feature_weight": 1.0, "loss": "dist"}))
+    ]
+    assert made[0] != made[1]
+
+
+@pytest.fixture(scope="module")
+def digits_convolution(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    """A classifier that pools a feature map; random weights."""
+    folder = tmp_path_factory.mktemp("convolution")
+    found = student.candidates(described(teacher_file(folder, 1, 8, 8, 10)), 8)[0]
+    path = folder / "net.onnx"
+    onnx.save(student.to_onnx(lively(student.net(found, described(teacher_file(folder, 1, 8, 8, 10))))), str(path))
+    return model.load(str(path), folder / "model")
+
+
 def test_a_killed_training_goes_on(digits_teacher: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
-    from edgecompile.techniques import student_training
-
-    monkeypatch.setattr(student_training, "_EVERY", 4)
-    architecture = student_family.parse(str(dict(_step(digits_teacher).options)["architecture"]))
-    options = student_training.Options(steps=8, batch=16)
+    from edgecompile.techniques import training
 
     class Killed(Exception):
         pass
 
-    def trained(checkpoint: Path | None, most: int = 99) -> bytes:
-        done = 0
+    class Killer(Silent):
+        """Kills at the fifth training step."""
 
-        def advance(count: int) -> None:
-            nonlocal done
-            done += count
-            if done > most:
-                raise Killed
+        def stage(self, title: str, total: int | None = None) -> Any:
+            @contextmanager
+            def watched() -> Iterator[Callable[[int], None]]:
+                done = 0
 
-        made = student_training.Trainer(
-            student=student.net(architecture, digits_teacher), images=torch.from_numpy(_digits()[0][:64]),
-            options=options, teacher=student.teacher(digits_teacher), checkpoint=checkpoint,
-        )  # fmt: skip
-        made.run(advance)
-        return student.to_onnx(made.student).SerializeToString(deterministic=True)
+                def advance(count: int) -> None:
+                    nonlocal done
+                    done += count
+                    if done > 4:
+                        raise Killed
 
-    with pytest.raises(Killed):
-        trained(tmp_path / "kept.pt", most=5)
-    assert (tmp_path / "kept.pt").is_file()
-    assert trained(tmp_path / "kept.pt") == trained(None)
+                yield advance
+
+            return watched()
+
+    monkeypatch.setattr(training, "_EVERY", 2)
+    samples = [{"image": image[None]} for image in _digits()[0][:64]]
+    step = _step(digits_teacher, steps=8, batch=16)
+    with training.checkpoints_in(tmp_path / "kept"):
+        with pytest.raises(Killed):
+            techniques.apply(digits_teacher, [step], samples, tmp_path / "a", Killer())
+        assert list((tmp_path / "kept").iterdir())
+        resumed = techniques.apply(digits_teacher, [step], samples, tmp_path / "b")
+    assert resumed.sha256 == techniques.apply(digits_teacher, [step], samples, tmp_path / "c").sha256
 
 
 def test_too_few_samples_are_refused() -> None:
@@ -313,7 +359,7 @@ def test_probabilities_are_refused(tmp_path: Path) -> None:
     "options",
     [
         {"architecture": "fused-w9"}, {"architecture": "fused-w1-d1.1.1.1-s3.1.1.1.1-e2-k3-relu-t8"}, {"steps": 0},
-        {"colour": 1}, {"batch": 1}, {"rate": -1.0}, {"mix": 2.0},
+        {"colour": 1}, {"batch": 1}, {"rate": -1.0}, {"augment": "paint"}, {"optimizer": "luck"},
     ],
     ids=str,
 )  # fmt: skip
