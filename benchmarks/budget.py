@@ -1,77 +1,137 @@
-"""What meeting a tighter budget costs: channels chosen by the search, against uniform and greedy choices.
+"""What meeting a tighter budget costs without any training: the search's choices against plainer ones.
 
-    python -m benchmarks.budget --data ../shared/data [--net resnet20] [--runtime onnxruntime]
+    python -m benchmarks.budget --data ../shared/data --work WORK [--net resnet20] [--stage make|measure|all]
 
-CIFAR ResNets on this machine, float32, one thread. Three choices of channels have the same budget in the same measured
-table of operators: the search's, a greedy one (one step at a time, where a millisecond costs least), and a uniform one
-(every group keeps the same share). Each is pruned with 500 unlabelled training images, with the pruned layers fitted
-anew and without, measured interleaved with the whole model, and evaluated on the 5,000 test images. Nothing is chosen
-on these. Writes ``benchmarks/results/budget.json``.
+CIFAR ResNets on this machine, ONNX Runtime, one thread; 500 unlabelled training images. Budgets are shares of what the
+float32 file takes, one for float32 and two for INT8. For each, channels and blocks are chosen by the search, by a
+greedy rule (one step at a time, where a millisecond costs least) and uniformly (every group of channels keeps the same
+share), all in the same measured table of operators, set right by the whole net; the layers are then fitted. ``not
+fitted`` is the uniform choice by magnitude, with nothing fitted. ``make`` measures the table and makes the files;
+``measure`` times all of them interleaved with the original's float files of both runtimes, and evaluates them on the
+5,000 test images, on which nothing is chosen. It starts from what ``benchmarks.budgets --stage explore`` keeps in
+WORK. Writes ``benchmarks/results/budget.json``.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tarfile
-import tempfile
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from benchmarks.accuracy import CHECKPOINTS
-from edgecompile import allocation, bench, calibration, evaluate, execute, lower, model, report, shrink, tables
-from edgecompile.progress import Silent
-from edgecompile.techniques import pruning
-from edgecompile.transport.local import LocalTransport
-from edgecompile.types import Artifact, Model, Plan, RuntimeName, Step, to_builtins
+from benchmarks.budgets import Explored, measured, plans
+from edgecompile import allocation, evaluate, execute, report, shrink
+from edgecompile.types import Artifact, Plan, Step, digest, to_builtins
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "budget.json"
-SHARES = (0.9, 0.8, 0.7)
+SHARES = {"fp32": (0.65,), "int8": (0.4, 0.33)}
 METHODS = {"search": allocation.solve, "greedy": allocation.greedy, "uniform": allocation.uniform}
-SAMPLES = 500
-
-
-def choices(found: Model, data: calibration.CalibrationSet, runtime: RuntimeName, folder: Path) -> dict[str, Step]:
-    """The pruning steps to compare, by name."""
-    prospect = shrink.explore(found, data.calibration, macs=1, tile=8, progress=Silent())
-    space = shrink.space(
-        prospect,
-        lambda keys: tables.measure(
-            keys, runtime=runtime, precision="fp32", threads=1, workdir=folder / "operators", cache=folder / "cache"
-        ),
-        tile=8,
-    )
-    steps: dict[str, Step] = {}
-    for share in SHARES:
-        for name, method in METHODS.items():
-            counts = method(space, share * space.ms(space.whole()))
-            if counts is None:
-                continue
-            (step,) = shrink.steps(prospect, counts)
-            steps[f"{share:g} {name}"] = step
-            bare: Mapping[str, int] = pruning.counts_of(step)
-            steps[f"{share:g} {name}, not fitted"] = pruning.step(bare, samples=SAMPLES, fit=False)
-    return steps
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with cifar10.tar.gz and models/")
+    parser.add_argument("--work", type=Path, required=True, help="a folder for what is kept")
     parser.add_argument("--net", choices=sorted(CHECKPOINTS), default="resnet20")
-    parser.add_argument("--runtime", choices=["tflite", "onnxruntime"], default="onnxruntime")
+    parser.add_argument("--stage", choices=["table", "make", "measure", "all"], default="all")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
-        rows = _rows(arguments.net, arguments.runtime, arguments.data, Path(temporary))
+    found = Explored(arguments.data, arguments.work, arguments.net, evaluation=True)
+    chosen = choices(found)
+    if arguments.stage == "table":
+        return
+    files = _files(found, chosen)
+    if arguments.stage == "make":
+        return
+    rows = _rows(arguments.net, found, files, chosen)
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-    mine = (arguments.net, arguments.runtime)
-    RESULTS.write_text(json.dumps([r for r in known if (r["net"], r["runtime"]) != mine] + rows, indent=1) + "\n")
-    made = report.table(
-        "budget, choice", "ms", "speed-up", "95 %", "top-1 %", "drop", "95 % ", right=("ms", "speed-up")
-    )
+    RESULTS.write_text(json.dumps([r for r in known if r["net"] != arguments.net] + rows, indent=1) + "\n")
+    _show(rows)
+
+
+def choices(found: Explored) -> dict[str, tuple[Plan, tuple[Step, ...], bool]]:
+    """What is compared, by name: how it runs, its steps, and whether it is fitted. Chosen once for a work folder."""
+    kept = found.work / "choices.json"
+    if not kept.is_file():
+        kept.write_text(json.dumps(_chosen(found), indent=1) + "\n")
+    ways = plans("all")
+    made: dict[str, tuple[Plan, tuple[Step, ...], bool]] = {}
+    for row in json.loads(kept.read_text()):
+        steps = shrink.steps(found.prospect, row["counts"])
+        made[row["name"]] = (ways[row["way"]], steps, True)
+        if row["method"] == "uniform":
+            bare = tuple(
+                replace(s, options=tuple({**dict(s.options), "importance": "magnitude"}.items())) for s in steps
+            )
+            made[row["name"] + ", not fitted"] = (ways[row["way"]], bare, False)
+    return made
+
+
+def _by_magnitude(step: Step) -> Step:
+    return replace(step, options=tuple({**dict(step.options), "importance": "magnitude"}.items()))
+
+
+def _chosen(found: Explored) -> list[dict[str, Any]]:
+    ways = plans("all")
+    files = [found.file(found.model, plan, "whole") for plan in ways.values()]
+    whole = dict(zip(ways, measured(files).measurements, strict=True))
+    rows = []
+    for way, plan in ways.items():
+        space = found.space(plan)
+        scale = whole[way].value_ms / space.ms(space.whole())
+        for share in SHARES[way]:
+            for method, choose in METHODS.items():
+                counts = choose(space, share * whole["fp32"].value_ms / scale)
+                if counts is not None:
+                    rows.append({"name": f"{way} {share:g} {method}", "way": way, "method": method, "counts": counts})
+    return rows
+
+
+def _files(found: Explored, chosen: dict[str, tuple[Plan, tuple[Step, ...], bool]]) -> dict[str, Artifact]:
+    files = {
+        f"whole {runtime} {precision}": found.file(
+            found.model, Plan(runtime=runtime, precision=precision), f"whole-{runtime}"  # type: ignore[arg-type]
+        )
+        for runtime in ("onnxruntime", "tflite")
+        for precision in ("fp32", "int8")
+    }  # fmt: skip
+    for name, (plan, steps, fit) in chosen.items():
+        # The same net may be asked for twice.
+        key = digest(found.model.sha256, steps, fit)[:16]
+        path = found.work / "made" / key / str(len(steps) - 1) / "model.onnx"
+        made = found.at(path) if path.is_file() else found.made(steps, key, fit=fit)
+        files[name] = found.file(made, plan, key)
+        print(f"made {name}", flush=True)
+    return files
+
+
+def _rows(
+    net: str, found: Explored, files: dict[str, Artifact], chosen: dict[str, tuple[Plan, tuple[Step, ...], bool]]
+) -> list[dict[str, Any]]:
+    result = measured([*files.values()])
+    names = list(files)
+    floats = [i for i, name in enumerate(names) if name.startswith("whole") and name.endswith("fp32")]
+    base = min(floats, key=lambda i: result.measurements[i].value_ms)
+    reference = evaluate.reference(execute.original(found.model), found.data.evaluation)
+    return [
+        {
+            "net": net, "choice": name, "ms": result.measurements[i].value_ms, "samples": len(found.samples), "seed": 0,
+            "speed_up": to_builtins(result.ratio(base, i)),
+            "steps": to_builtins(chosen[name][1]) if name in chosen else [],
+            "accuracy": to_builtins(
+                evaluate.accuracy(execute.artifact(artifact), reference, found.data.evaluation)
+            ),
+        }
+        for i, (name, artifact) in enumerate(files.items())
+    ]  # fmt: skip
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    made = report.table("choice", "ms", "speed-up", "95 %", "top-1 %", "drop", "95 % ", right=("ms", "speed-up"))
     for row in rows:
         ratio, found = row["speed_up"], row["accuracy"]
         made.add_row(
@@ -79,47 +139,6 @@ def main() -> None:
             f"{found['value']:.2f}", f"{found['drop']:.2f}", f"{found['drop_ci_low']:.2f}-{found['drop_ci_high']:.2f}",
         )  # fmt: skip
     Console().print(made)
-
-
-def _rows(net: str, runtime: RuntimeName, data_folder: Path, folder: Path) -> list[dict[str, object]]:
-    with tarfile.open(data_folder / "cifar10.tar.gz") as archive:
-        archive.extractall(folder, filter="data")
-    found = model.load(
-        f"tests.zoo:{net}", folder / "model", trust=True, input_shapes=(1, 3, 32, 32),
-        weights=data_folder / "models" / "resnet-cifar10" / CHECKPOINTS[net],
-    )  # fmt: skip
-    data = calibration.load(
-        calibration.load_preset("cifar10-imagenet-stats"), found.inputs, data=folder / "cifar10" / "train",
-        evaluation=folder / "cifar10" / "test", calibration_samples=SAMPLES,
-    )  # fmt: skip
-    steps = choices(found, data, runtime, folder)
-    plan = Plan(runtime=runtime, precision="fp32")
-    files: dict[str, Artifact] = {"whole": _file(found, plan, folder / "whole")}
-    for number, (name, step) in enumerate(steps.items()):
-        target = folder / f"pruned{number}"
-        smaller = pruning.apply(found, found, step, data.calibration, _made(target), Silent())
-        files[name] = _file(smaller, replace(plan, steps=(step,)), target)
-    with LocalTransport() as transport:
-        options = bench.BenchOptions(threads=1, percentile=50.0, warmup_s=0.3, min_runs=50, min_seconds=1.0, seed=0)
-        measured = bench.measure([*files.values()], transport, options)
-    reference = evaluate.reference(execute.original(found), data.evaluation)
-    return [
-        {
-            "net": net, "runtime": runtime, "choice": name, "ms": measured.measurements[i].value_ms,
-            "speed_up": to_builtins(measured.ratio(0, i)), "samples": SAMPLES, "seed": 0,
-            "accuracy": to_builtins(evaluate.accuracy(execute.artifact(artifact), reference, data.evaluation)),
-        }
-        for i, (name, artifact) in enumerate(files.items())
-    ]  # fmt: skip
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _file(made: Model, plan: Plan, folder: Path) -> Artifact:
-    return lower.RUNTIMES[plan.runtime].lower(made, plan, [], _made(folder))
 
 
 if __name__ == "__main__":

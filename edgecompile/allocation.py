@@ -86,8 +86,11 @@ def solve(space: Space, budget_ms: float) -> dict[str, int] | None:
 
 def uniform(space: Space, budget_ms: float) -> dict[str, int] | None:
     """The widest of the variants in which every group keeps the same share: what the search must beat."""
-    for share in sorted({n / levels[-1] for levels in space.levels.values() for n in levels}, reverse=True):
-        counts = {name: _nearest(levels, share * levels[-1]) for name, levels in space.levels.items()}
+    for share in sorted({n / levels[-1] for levels in space.levels.values() for n in levels if n}, reverse=True):
+        counts = {
+            name: _nearest(levels, share * levels[-1]) if levels[0] else levels[-1]  # a block stays
+            for name, levels in space.levels.items()
+        }
         if space.ms(counts) <= budget_ms:
             return counts
     return None

@@ -90,7 +90,7 @@ def _labelled(job: Job, samples: Sequence[Arrays]) -> bool:
     labels, shape = getattr(samples, "labels", None), job.model.outputs[0].shape
     if labels is None or len(job.model.outputs) != 1 or len(shape) != 2 or shape[1] < 2:
         return False
-    return bool(len(labels) and 0 <= labels.min() and labels.max() < shape[1])
+    return bool(len(labels) and labels.min() >= 0 and labels.max() < shape[1])
 
 
 def _count(job: Job, seconds: Callable[[], float], model: str, one: Step, parts: float = 1) -> int | None:

@@ -260,9 +260,10 @@ def losses(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """What the network's outputs lose when one block alone is left out and the layers around it are fitted.
+    """What the network's outputs lose when one block alone is left out and the layers right around it are fitted.
 
-    The unit is that of `sensitivity.Curve.loss`; fitted on three quarters of the samples, compared on the others.
+    Fitting all that follows, as is done in the end, would take long for every block of a deep net. The unit is that
+    of `sensitivity.Curve.loss`; fitted on three quarters of the samples, compared on the others.
     """
     kind = sensitivity.kind_of(channels)
     fitting = samples[: max(1, len(samples) * 3 // 4)]
@@ -271,7 +272,9 @@ def losses(
     found: dict[str, float] = {}
     for number, block in enumerate(blocks):
         dropped, standing = remove(channels.graph.model, [block.name])
-        mended, _ = reconstruct(channels, dropped, np.array([], np.int64), fitting, seed=seed, moved=standing)
+        mended, _ = reconstruct(
+            channels, dropped, np.array([], np.int64), fitting, seed=seed, moved=standing, near=True
+        )
         found[block.name] = sensitivity.mean_distance(kind, wanted, sensitivity.outputs(GraphView(mended), held))
         if progress is not None:
             progress(number + 1, len(blocks))

@@ -232,4 +232,7 @@ def _stacked(model: Model, samples: Sequence[Arrays]) -> dict[str, Tensor]:
     }
 
 
-__all__ = ["EdgecompileError", "apply", "options_of", "pools", "recipe", "sample_count", "seconds_a_step", "step", "wanted_labels"]
+__all__ = [
+    "EdgecompileError", "apply", "options_of", "pools", "recipe", "sample_count", "seconds_a_step", "step",
+    "wanted_labels",
+]  # fmt: skip

@@ -30,6 +30,8 @@ IMPORTANCES: tuple[Importance, ...] = ("reconstruction", "taylor", "magnitude")
 
 _PLACES = 64
 _DAMPING = 1e-3
+#: Rounds in which a group's units are removed at least, one a round where it has no more.
+_ROUNDS = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,15 +116,17 @@ class _Reader:
         loss: Array = np.square(self.weights).sum(axis=1) / np.maximum(np.diag(self.inverse), 1e-30)
         return loss / self.energy
 
-    def remove(self, channel: int) -> None:
-        """Take one input channel out; the others make up for it."""
-        column = self.inverse[:, channel] / max(float(self.inverse[channel, channel]), 1e-30)
-        self.weights -= np.outer(column, self.weights[channel])
-        self.inverse -= np.outer(column, self.inverse[channel])
-        self.weights[channel] = 0.0
-        # Exactly zero rows and columns, or rounding would let the removed channel come back.
-        self.inverse[channel, :] = 0.0
-        self.inverse[:, channel] = 0.0
+    def remove(self, channels: npt.NDArray[np.intp]) -> None:
+        """Take input channels out; the others make up for them."""
+        inner = self.inverse[np.ix_(channels, channels)]
+        ridge = 1e-12 * max(float(np.trace(inner)) / len(channels), 1e-30)
+        columns = np.linalg.solve(inner + ridge * np.eye(len(channels)), self.inverse[channels]).T
+        self.weights -= columns @ self.weights[channels]
+        self.inverse -= columns @ self.inverse[channels]
+        self.weights[channels] = 0.0
+        # Exactly zero rows and columns, or rounding would let what was removed come back.
+        self.inverse[channels, :] = 0.0
+        self.inverse[:, channels] = 0.0
 
 
 def _readers(
@@ -183,7 +187,8 @@ def _by_input(job: Linear, weight: Array) -> Array:
 
 
 def _surgeon(group: Group, readers: Sequence[_Reader]) -> Order:
-    """Remove one unit after the other, each time the one that costs its readers least."""
+    """Remove one unit after the other, each time the one that costs its readers least; of a large group some at a time,
+    so that a group of thousands takes seconds."""
     position = {unit: i for i, unit in enumerate(group.units)}
     mine = [reader.copy() for reader in readers if any(int(label) in position for label in reader.labels)]
     places = [np.array([position.get(int(label), -1) for label in reader.labels]) for reader in mine]
@@ -195,11 +200,14 @@ def _surgeon(group: Group, readers: Sequence[_Reader]) -> Order:
         for reader, where in zip(mine, places, strict=True):
             ours = where >= 0
             np.add.at(costs, where[ours], reader.costs()[ours])
-        best = int(np.where(left, costs, np.inf).argmin())
+        ranked = np.argsort(np.where(left, costs, np.inf), kind="stable")
+        cheapest = ranked[: min(max(1, group.size // _ROUNDS), int(left.sum()))]
         for reader, where in zip(mine, places, strict=True):
-            for channel in np.flatnonzero(where == best):
-                reader.remove(int(channel))
-        left[best] = False
-        gone.append(best)
-        error.append(error[-1] + max(float(costs[best]), 0.0))
+            channels = np.flatnonzero(np.isin(where, cheapest))
+            if len(channels):
+                reader.remove(channels)
+        left[cheapest] = False
+        for unit in cheapest:
+            gone.append(int(unit))
+            error.append(error[-1] + max(float(costs[unit]), 0.0))
     return Order(group=group.name, positions=tuple(gone), error=tuple(error))

@@ -1,7 +1,7 @@
 """Training a small model, by what a teacher makes of each batch, by labels, or by both.
 
 Each batch is changed at random, and the teacher says what it makes of the very same batch ("Knowledge distillation: A
-good teacher is patient and consistent", Beyer et al., CVPR 2022). AdamW or SGD, a short warm-up, half a cosine down to zero.
+good teacher is patient and consistent", Beyer et al., CVPR 2022). AdamW or SGD, a short warm-up, half a cosine to zero.
 Of some points on the way, the best on held-back samples is taken. Losses are in `losses`, batches in `training_data`.
 
 A training that is stopped is cut, never rescaled: ``TrainingOptions(cut=Outcome.steps)`` gives the same weights again.
@@ -48,15 +48,14 @@ _CHECKPOINTS: ContextVar[Path | None] = ContextVar("checkpoints", default=None)
 class TrainingOptions:
     """Counts and choices of a training, all that its result depends on beside models and data.
 
-    ``optimizer`` is ``adamw`` or ``sgd`` (Nesterov's momentum, 0.9), ``rate`` its highest rate and ``decay`` the decay of
-    its weights, not of factors and shifts. ``loss`` compares with the teacher (``kl``, ``dist``)
-    or with labels only (``labels``). Labels have ``label_weight`` of the loss and the teacher the rest;
-    ``feature_weight`` times the error of the features is added. ``augment`` joins ``flip``, ``mix`` and ``shift`` by
-    ``+``, or is ``none``.
-    ``batch_norm`` puts batch normalization behind convolutions while they are trained, and ``teacher_steps`` are those
-    in which the teacher is first trained itself, by labels alone: both are for whoever makes the modules to see to.
-    ``patience`` checks without a gain end the training (0: never); ``cut`` steps end it as well (0: never), the
-    schedule being that of ``steps``.
+    ``optimizer`` is ``adamw`` or ``sgd`` (Nesterov's momentum, 0.9), ``rate`` its highest rate and ``decay`` the
+    decay of its weights, not of factors and shifts. ``loss`` compares with the teacher (``kl``, ``dist``) or with
+    labels only (``labels``). Labels have ``label_weight`` of the loss and the teacher the rest; ``feature_weight``
+    times the error of the features is added. ``augment`` joins ``flip``, ``mix`` and ``shift`` by ``+``, or is
+    ``none``. ``batch_norm`` puts batch normalization behind convolutions while they are trained, and
+    ``teacher_steps`` are those in which the teacher is first trained itself, by labels alone: both are for whoever
+    makes the modules to see to. ``patience`` checks without a gain end the training (0: never); ``cut`` steps end
+    it as well (0: never), the schedule being that of ``steps``.
     """
 
     steps: int

@@ -214,9 +214,7 @@ def digits_teacher(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def _step(original: Model, **options: object) -> Step:
     found = [a for a in student.candidates(original, 8) if a.kind == "fused" and a.width <= 0.5]
-    return student.step(
-        found[0], **{"steps": 120, "samples": 1200, "batch": 32, "augment": "none", **options}
-    )
+    return student.step(found[0], **{"steps": 120, "samples": 1200, "batch": 32, "augment": "none", **options})
 
 
 def test_a_student_learns_digits_without_labels(digits_teacher: Model, tmp_path: Path) -> None:
