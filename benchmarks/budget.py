@@ -1,6 +1,6 @@
 """What meeting a tighter budget costs without any training: the search's choices against plainer ones.
 
-    python -m benchmarks.budget --data ../shared/data --work WORK [--net resnet20] [--stage make|measure|all]
+    python -m benchmarks.budget --data ../shared/data --work WORK [--net resnet20] [--stage table|make|measure|all]
 
 CIFAR ResNets on this machine, ONNX Runtime, one thread; 500 unlabelled training images. Budgets are shares of what the
 float32 file takes, one for float32 and two for INT8. For each, channels and blocks are chosen by the search, by a
@@ -23,7 +23,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.accuracy import CHECKPOINTS
-from benchmarks.budgets import Explored, measured, plans
+from benchmarks.budgets import Explored, latencies, measured, plans
 from edgecompile import allocation, evaluate, execute, report, shrink
 from edgecompile.types import Artifact, Plan, Step, digest, to_builtins
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder with cifar10.tar.gz and models/")
     parser.add_argument("--work", type=Path, required=True, help="a folder for what is kept")
     parser.add_argument("--net", choices=sorted(CHECKPOINTS), default="resnet20")
-    parser.add_argument("--stage", choices=["table", "make", "measure", "all"], default="all")
+    parser.add_argument("--stage", choices=["table", "make", "measure", "evaluate", "all"], default="all")
     arguments = parser.parse_args()
     found = Explored(arguments.data, arguments.work, arguments.net, evaluation=True)
     chosen = choices(found)
@@ -47,7 +47,11 @@ def main() -> None:
     files = _files(found, chosen)
     if arguments.stage == "make":
         return
-    rows = _rows(arguments.net, found, files, chosen)
+    floats = [name for name in files if name.startswith("whole") and name.endswith("fp32")]
+    times = latencies(files, floats, found.work / "budget-latencies.json")
+    if arguments.stage == "measure":
+        return
+    rows = _rows(arguments.net, found, files, chosen, times)
     known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
     RESULTS.write_text(json.dumps([r for r in known if r["net"] != arguments.net] + rows, indent=1) + "\n")
     _show(rows)
@@ -110,23 +114,22 @@ def _files(found: Explored, chosen: dict[str, tuple[Plan, tuple[Step, ...], bool
 
 
 def _rows(
-    net: str, found: Explored, files: dict[str, Artifact], chosen: dict[str, tuple[Plan, tuple[Step, ...], bool]]
+    net: str,
+    found: Explored,
+    files: dict[str, Artifact],
+    chosen: dict[str, tuple[Plan, tuple[Step, ...], bool]],
+    times: dict[str, dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    result = measured([*files.values()])
-    names = list(files)
-    floats = [i for i, name in enumerate(names) if name.startswith("whole") and name.endswith("fp32")]
-    base = min(floats, key=lambda i: result.measurements[i].value_ms)
     reference = evaluate.reference(execute.original(found.model), found.data.evaluation)
     return [
         {
-            "net": net, "choice": name, "ms": result.measurements[i].value_ms, "samples": len(found.samples), "seed": 0,
-            "speed_up": to_builtins(result.ratio(base, i)),
+            "net": net, "choice": name, "samples": len(found.samples), "seed": 0, **times[name],
             "steps": to_builtins(chosen[name][1]) if name in chosen else [],
             "accuracy": to_builtins(
                 evaluate.accuracy(execute.artifact(artifact), reference, found.data.evaluation)
             ),
         }
-        for i, (name, artifact) in enumerate(files.items())
+        for name, artifact in files.items()
     ]  # fmt: skip
 
 

@@ -33,7 +33,7 @@ from edgecompile.progress import Silent
 from edgecompile.store import Store
 from edgecompile.techniques import blocks, pruning
 from edgecompile.transport.local import LocalTransport
-from edgecompile.types import Arrays, Artifact, Measurement, Model, Plan, Step, file_sha256
+from edgecompile.types import Arrays, Artifact, Measurement, Model, Plan, Step, file_sha256, to_builtins
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "budgets.json"
@@ -132,6 +132,21 @@ def measured(artifacts: Sequence[Artifact]) -> bench.BenchResult:
     """All files, interleaved."""
     with LocalTransport() as transport:
         return bench.measure(artifacts, transport, OPTIONS)
+
+
+def latencies(files: Mapping[str, Artifact], bases: Sequence[str], kept: Path) -> dict[str, dict[str, Any]]:
+    """Milliseconds and speed-up of every file over the fastest of ``bases``, all interleaved; ``kept`` remembers."""
+    if not kept.is_file():
+        result, names = measured([*files.values()]), list(files)
+        base = min((names.index(name) for name in bases), key=lambda i: result.measurements[i].value_ms)
+        rows = {
+            name: {"ms": result.measurements[i].value_ms, "speed_up": to_builtins(result.ratio(base, i)),
+                   "over": names[base]}
+            for i, name in enumerate(names)
+        }  # fmt: skip
+        kept.write_text(json.dumps(rows, indent=1) + "\n")
+    found: dict[str, dict[str, Any]] = json.loads(kept.read_text())
+    return found
 
 
 def plans(precision: str) -> dict[str, Plan]:

@@ -1,16 +1,16 @@
 """What training recovers: ResNets without some blocks, and students, against the original trained on the same images.
 
-    python -m benchmarks.training --data ../shared/data --work WORK [--stage images|prepare|train|measure|all]
-        [--only NAME]
+    python -m benchmarks.training --data ../shared/data --work WORK [--only NAME]
+        [--stage images|prepare|train|files|measure|evaluate|all]
 
 ``images`` decodes the training images. ``prepare`` leaves out the blocks that cost CIFAR ResNet-20 least, fitted on
 500 unlabelled training images. ``train`` trains the nets of `NETS`, those that teach first; it needs torch, onnx,
 numpy, msgspec and pillow only and may run on another machine, with WORK and the data folder copied there, several nets
 side by side (``--only``); it uses CUDA where there is any. The baseline is the original itself, trained for as long on
 the same images: without that, adapting to these images would look like recovery. Recipes were compared on a tenth of
-the training images that was held back (``held``; its accuracy is printed). ``measure`` quantizes the nets for ONNX
-Runtime, measures all files interleaved with the originals' float files of both runtimes, one thread, and evaluates
-them on the 5,000 test images, on which nothing is chosen. What is in WORK is not made again. Writes
+the training images that was held back (``held``; its accuracy is printed). ``files`` quantizes the nets for ONNX
+Runtime, ``measure`` times all files interleaved with the originals' of both runtimes, one thread, and ``evaluate``
+runs them on the 5,000 test images, on which nothing is chosen. What is in WORK is not made again. Writes
 ``benchmarks/results/training.json``.
 """
 
@@ -21,7 +21,7 @@ import json
 import tarfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,6 @@ class Net:
     options: Mapping[str, Any]
     teacher: str = ""
     held: float = 0.1
-    shown: bool = field(default=False)
 
 
 #: In an order in which teachers come first.
@@ -108,11 +107,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder with cifar10.tar.gz and models/")
     parser.add_argument("--work", type=Path, required=True, help="a folder for what the stages hand on")
-    parser.add_argument("--stage", choices=["images", "prepare", "train", "measure", "all"], default="all")
+    parser.add_argument(
+        "--stage", choices=["images", "prepare", "train", "files", "measure", "evaluate", "all"], default="all"
+    )
     parser.add_argument("--only", choices=sorted(NETS), help="train this net alone")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    stages = (("images", images), ("prepare", prepare), ("train", train), ("measure", measure))
+    stages = (("images", images), ("prepare", prepare), ("train", train), ("files", _files), ("measure", measure),
+              ("evaluate", evaluated))  # fmt: skip
     for name, stage in stages:
         if arguments.stage in (name, "all"):
             stage(arguments)
@@ -236,8 +238,13 @@ def _train(arguments: argparse.Namespace, name: str, net: Net) -> None:
     seconds = time.perf_counter() - start
     made = student_net.to_onnx(module) if net.start == STUDENT else module.to_onnx()
     onnx.save(made, str(_file(arguments, name)))
-    said = f"; {_right(module, kept[count:], labels[count:]):.2%} of {len(kept) - count} held" if net.held else ""
-    print(f"{name}: {outcome.steps} steps, {seconds:.0f} s, loss {outcome.after:.3f}{said}", flush=True)
+    said = {
+        "steps": outcome.steps, "images": count, "seconds": round(seconds),
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "held_out_top1": 100 * _right(module, kept[count:], labels[count:]) if net.held else None,
+    }  # fmt: skip
+    _file(arguments, name).with_suffix(".json").write_text(json.dumps(said) + "\n")
+    print(f"{name}: {said}", flush=True)
 
 
 def _right(module: Any, kept: Any, labels: Any) -> float:
@@ -252,44 +259,76 @@ def _right(module: Any, kept: Any, labels: Any) -> float:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    from edgecompile import bench, evaluate, execute
-    from edgecompile.transport.local import LocalTransport
+    """The latency of every file; kept, so that it is not measured again."""
+    _latencies(arguments, _files(arguments))
+
+
+def _files(arguments: argparse.Namespace) -> dict[str, Artifact]:
+    """The files of all nets that are there, by net and way; made once."""
+    from edgecompile.types import decode, encode
+
+    starts = [*(f"{net}-whole" for net in CHECKPOINTS), *(f"resnet20-without{count}" for count in DROPS)]
+    files: dict[str, Artifact] = {}
+    samples: list[Any] = []
+    for name in [*starts, *NETS]:
+        if not _file(arguments, name).is_file():
+            continue
+        kept = arguments.work / "files" / f"{_file(arguments, name).stem}.json"
+        if not kept.is_file():
+            data = _data(arguments, training_samples=0, evaluation=False).calibration if not samples else None
+            samples = samples or [data[i] for i in range(200)]
+            kept.parent.mkdir(exist_ok=True)
+            kept.write_bytes(encode(_Files(by_way=_lowered(arguments, name, samples))))
+        files |= {f"{name}: {way}": made for way, made in decode(kept.read_bytes(), _Files).by_way.items()}
+    return files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Files:
+    """A net's files by runtime and precision."""
+
+    by_way: dict[str, Artifact]
+
+
+def _latencies(arguments: argparse.Namespace, files: Mapping[str, Artifact]) -> dict[str, dict[str, Any]]:
+    from benchmarks.budgets import latencies
+
+    found: dict[str, dict[str, Any]] = {}
+    for net in CHECKPOINTS:
+        mine = {name: artifact for name, artifact in files.items() if _family(name) == net}
+        bases = [name for name in mine if name.startswith(f"{net}-whole") and name.endswith("fp32")]
+        found |= latencies(mine, bases, arguments.work / f"{net}-latencies.json")
+    return found
+
+
+def evaluated(arguments: argparse.Namespace) -> None:
+    """The accuracy of every file, and the results."""
+    from edgecompile import evaluate, execute
     from edgecompile.types import to_builtins
 
+    files = _files(arguments)
+    times = _latencies(arguments, files)
     data = _data(arguments, training_samples=0, evaluation=True)
-    starts = [*(f"{net}-whole" for net in CHECKPOINTS), *(f"resnet20-without{count}" for count in DROPS)]
-    files: dict[tuple[str, str], Artifact] = {}
-    for name in [*starts, *NETS]:
-        if _file(arguments, name).is_file():
-            files |= _lowered(arguments, name, [data.calibration[i] for i in range(200)])
-    names = list(files)
-    with LocalTransport() as transport:
-        options = bench.BenchOptions(threads=1, percentile=50.0, warmup_s=0.2, min_runs=50, min_seconds=0.5, seed=0)
-        measured = bench.measure([*files.values()], transport, options)
-    base = {net: _fastest_float(net, names, measured) for net in CHECKPOINTS}
+    references: dict[str, Any] = {}
     rows = []
-    for place, (name, way) in enumerate(names):
-        reference = evaluate.reference(execute.original(_model(_file(arguments, _baseline(name)))), data.evaluation)
-        net = NETS.get(name)
-        rows.append(
-            {
-                "net": name, "file": way, "steps": net.steps if net else 0, "held": net.held if net else None,
-                "ms": measured.measurements[place].value_ms, "baseline": _baseline(name),
-                "speed_up": to_builtins(measured.ratio(base[_family(name)], place)),
-                "accuracy": to_builtins(
-                    evaluate.accuracy(execute.artifact(files[name, way]), reference, data.evaluation)
-                ),
-            }
-        )  # fmt: skip
-        print(f"{name:40s} {way:18s} {_range(rows[-1]['speed_up'])} {_range(rows[-1]['accuracy'])}", flush=True)
+    for key, artifact in files.items():
+        name, way = key.split(": ")
+        against = _baseline(name)
+        if against not in references:
+            run = execute.original(_model(_file(arguments, against)))
+            references[against] = evaluate.reference(run, data.evaluation)
+        found = evaluate.accuracy(execute.artifact(artifact), references[against], data.evaluation)
+        rows.append({"net": name, "file": way, "training": _told(arguments, name), **times[key], "baseline": against,
+                     "accuracy": to_builtins(found)})  # fmt: skip
+        print(f"{name:40s} {way:18s} {_range(times[key]['speed_up'])} {_range(rows[-1]['accuracy'])}", flush=True)
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _lowered(arguments: argparse.Namespace, name: str, samples: list[Any]) -> dict[tuple[str, str], Artifact]:
+def _lowered(arguments: argparse.Namespace, name: str, samples: list[Any]) -> dict[str, Artifact]:
     from edgecompile import lower
     from edgecompile.types import Plan
 
-    made: dict[tuple[str, str], Artifact] = {}
+    made: dict[str, Artifact] = {}
     source = _model(_file(arguments, name))
     for runtime in ("onnxruntime", "tflite") if name.endswith("whole") else ("onnxruntime",):
         folder = arguments.work / "files" / f"{source.path.stem}-{runtime}"
@@ -297,11 +336,20 @@ def _lowered(arguments: argparse.Namespace, name: str, samples: list[Any]) -> di
         plan = Plan(runtime=runtime, precision="fp32")  # type: ignore[arg-type]
         floating = lower.RUNTIMES[plan.runtime].lower(source, plan, samples, folder)
         int8 = replace(plan, precision="int8", calibration_samples=len(samples))
-        made[name, f"{runtime} fp32"] = floating
-        made[name, f"{runtime} int8"] = lower.RUNTIMES[plan.runtime].lower(
+        made[f"{runtime} fp32"] = floating
+        made[f"{runtime} int8"] = lower.RUNTIMES[plan.runtime].lower(
             source, int8, samples, folder, float_artifact=floating
         )
     return made
+
+
+def _told(arguments: argparse.Namespace, name: str) -> dict[str, Any] | None:
+    """How a net was trained and what came of it on the images that were held back."""
+    path = _file(arguments, name).with_suffix(".json")
+    if name not in NETS or not path.is_file():
+        return None
+    net = NETS[name]
+    return {"teacher": net.teacher, "options": dict(net.options), **json.loads(path.read_text())}
 
 
 def _family(name: str) -> str:
@@ -314,11 +362,6 @@ def _baseline(name: str) -> str:
     if name not in NETS:
         return f"{_family(name)}-whole"
     return f"{_family(name)} tuned"
-
-
-def _fastest_float(net: str, names: list[tuple[str, str]], measured: Any) -> int:
-    mine = [i for i, (name, way) in enumerate(names) if name == f"{net}-whole" and way.endswith("fp32")]
-    return min(mine, key=lambda i: measured.measurements[i].value_ms)
 
 
 def _range(found: Mapping[str, float]) -> str:
