@@ -343,7 +343,7 @@ def _fits(stack: Tensor, place: Any) -> bool:
     """Whether samples go to the device as a whole: where they fill no more than a quarter of what is free there."""
     import torch
 
-    return place.type == "cuda" and 4 * stack.nbytes < torch.cuda.mem_get_info(place)[0]
+    return bool(place.type == "cuda" and 4 * stack.nbytes < torch.cuda.mem_get_info(place)[0])
 
 
 def _check(
