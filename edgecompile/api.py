@@ -54,6 +54,7 @@ class BuildOptions(TypedDict, total=False):
     power_mode: str | None
     eval_on_device: int | None
     accept_throttled: bool
+    benchmark_model: str | None
     threads: int | None
     warmup_seconds: float
     min_runs: int

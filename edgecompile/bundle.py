@@ -173,6 +173,7 @@ class Manifest:
 
     ``emulated`` names the core of the emulated board that stood in for the device: what ran on it gave outputs and
     instruction counts, and no latency.
+    ``imported`` are latencies measured elsewhere and brought in afterwards, on which no verdict stands.
     """
 
     schema_version: Literal[1]
@@ -196,6 +197,7 @@ class Manifest:
     outputs: tuple[Port, ...]
     preprocessing: dict[str, Any] | None
     measurement: Measurement
+    imported: tuple[Measurement, ...] = ()
     accuracy: Accuracy | None
     original_accuracy: Accuracy | None
     device_accuracy: Accuracy | None = None

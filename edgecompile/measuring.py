@@ -67,6 +67,7 @@ def measure(
     Bundles for TensorRT are measured as engines where the machine has TensorRT, and built there first unless they hold
     one for it; ``power_mode`` is that of such a board meanwhile.
     """
+    bench.require_program(on, options.benchmark_model)
     artifacts = [_artifact(path) for path in paths]
     if on == "local":
         artifacts = [replace(artifact, provider=None) for artifact in artifacts]
@@ -166,6 +167,8 @@ def sustained(
 
     Ctrl-C ends it and keeps what was measured. Raises `InputError` before that when the picture cannot be written.
     """
+    if options.benchmark_model is not None or on.startswith("adb:"):
+        raise InputError("--sustained follows a file by our own runner, not by benchmark_model", remedy="use SSH")
     artifact = _artifact(path)
     way = open_transport(on, waiting=progress.note)
     lab.refuse_latency(way)
@@ -212,16 +215,19 @@ def golden_on(golden: bundle.Golden, artifact: Artifact, *, by_gpu: bool) -> bun
     return replace(golden, comparison="relative", tolerance=engines.TOLERANCE[artifact.precision])
 
 
-def verify(path: Path, *, on: str = "local", progress: Progress | None = None) -> VerifyReport:
+def verify(
+    path: Path, *, on: str = "local", progress: Progress | None = None, benchmark_model: str | None = None
+) -> VerifyReport:
     """Check a bundle's hashes, then its golden vectors through the shipped file, here or on the machine at ``on``.
 
     On a machine with TensorRT, the golden vectors of a bundle for it go through the engine, with a wider tolerance.
     Raises `LimitNotMet` for a difference, `InputError` for what is not a bundle.
     """
+    bench.require_program(on, benchmark_model)
     opened = bundle.read(path)
     files = bundle.check_hashes(opened)
     lab.ready(on, progress or Silent())
-    found = compare_golden(opened, on=on, progress=progress)
+    found = compare_golden(opened, on=on, progress=progress, benchmark_model=benchmark_model)
     return VerifyReport(
         files=files,
         samples=found.samples,
@@ -231,7 +237,13 @@ def verify(path: Path, *, on: str = "local", progress: Progress | None = None) -
     )
 
 
-def compare_golden(opened: bundle.Bundle, *, on: str = "local", progress: Progress | None = None) -> GoldenReport:
+def compare_golden(
+    opened: bundle.Bundle,
+    *,
+    on: str = "local",
+    progress: Progress | None = None,
+    benchmark_model: str | None = None,
+) -> GoldenReport:
     """Send a bundle's golden inputs through its file at ``on``, and compare the outputs.
 
     Raises `LimitNotMet` for a difference that is too large. The file runs in a process of its own, by our runner and
@@ -249,7 +261,9 @@ def compare_golden(opened: bundle.Bundle, *, on: str = "local", progress: Progre
             artifact = replace(artifact, provider=None)
         golden = golden_on(golden, artifact, by_gpu=board is not None or artifact.provider is not None)
         if board is None:
-            runtime = bench.run_inputs(artifact, transport, inputs=inputs, outputs=found)
+            runtime = bench.run_inputs(
+                artifact, transport, inputs=inputs, outputs=found, benchmark_model=benchmark_model
+            )
         else:
             with engines.session(transport, board) as on_board:
                 engine = _engine(opened.path, artifact, on_board, Path(folder) / "engine", progress or Silent())

@@ -63,7 +63,7 @@ def render(manifest: Manifest) -> str:
 {_instructions(manifest)}<h2>How it was measured</h2>
 <p>{escape(_measured_words(manifest))}</p>
 {_doubts(manifest)}
-{_engines(manifest)}<h2>Inputs and outputs</h2>
+{_imported(manifest)}{_engines(manifest)}<h2>Inputs and outputs</h2>
 <div class="scroll">{_ports(manifest)}</div>
 <h2>The model</h2>
 <p>{escape(_model_words(manifest))}</p>
@@ -130,6 +130,21 @@ def _measured_words(manifest: Manifest) -> str:
         words += f"and {env.load_after:.2f} after"
     words += f"; {m.runtime} {m.runtime_version}, {m.threads} thread{'s' if m.threads > 1 else ''}, {m.runs} runs in rounds interleaved with the other "
     return words + "candidates, after a warm-up. Intervals are at 95 %, by a block bootstrap over runs."
+
+
+def _imported(manifest: Manifest) -> str:
+    """Latencies from elsewhere, on which the verdict does not stand."""
+    if not manifest.imported:
+        return ""
+    lines = [
+        f"{report.latency(m)} ms (p{m.percentile:g}) on {m.device}, {m.runtime}, {m.threads} thread"
+        f"{'s' if m.threads > 1 else ''}, {m.runs} runs{''.join(f'; {words}' for words in m.warnings)}"
+        for m in manifest.imported
+    ]
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return (
+        f"<h2>Imported</h2><p>Measured elsewhere and brought in; the verdict does not stand on it.</p><ul>{items}</ul>"
+    )
 
 
 def _doubts(manifest: Manifest) -> str:

@@ -458,6 +458,17 @@ def _held(found: Sustained) -> str:
     return words
 
 
+def imported(found: Measurement, manifest: Manifest) -> list[Text]:
+    """What was brought in from elsewhere, and that the verdict stays."""
+    words = f"imported: p{found.percentile:g} {latency(found)} ms on {found.device}, {found.runtime}"
+    budget = milliseconds(manifest.budget.latency_ms)
+    keeps = "would keep" if found.meets(manifest.budget.latency_ms) else "would not keep"
+    return [
+        plain(words),
+        Text(f"It {keeps} the budget of {budget} ms; the verdict stays as it is: {manifest.verdict.status}."),
+    ]
+
+
 def check(rows: Sequence[tuple[str, str, str, str, bool]]) -> list[RenderableType]:
     """What became of each quantity: its name, the baseline's figure, the new one's, the change, whether it is worse."""
     made = table("", "baseline", "now", "change", "verdict")

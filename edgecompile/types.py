@@ -184,6 +184,7 @@ class BuildRequest:
     power_mode: str | None = None
     eval_on_device: int | None = None
     accept_throttled: bool = False
+    benchmark_model: str | None = None
     prune: bool = True
     importance: str = "reconstruction"
     resolutions: tuple[int, ...] = ()

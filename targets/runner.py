@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import functools
 import gc
+import hashlib
 import importlib.util
 import json
 import operator
@@ -331,7 +332,7 @@ def measure(arguments):
         values = [one["usage"][name] for one in rounds]
         environment[name] = None if None in values else sum(values) / len(values)
     models = [
-        dict(one, model=arguments.model[index], **gathered(index, rounds), agreed=agreed(passes, index))
+        dict(found_of(arguments, index, one), **gathered(index, rounds), agreed=agreed(passes, index))
         for index, one in enumerate(found)
     ]
     return {
@@ -342,6 +343,13 @@ def measure(arguments):
         "environment": environment,
         "models": models,
     }
+
+
+def found_of(arguments, index, one):
+    """What the probe found of a file, with what says which file it was."""
+    with open(split(arguments.model[index])[1], "rb") as stream:
+        digest = hashlib.sha256(stream.read()).hexdigest()
+    return dict(one, model=arguments.model[index], sha256=digest)
 
 
 def gathered(index, rounds):

@@ -15,7 +15,7 @@ LAYERS = (
     {"cli"},
     {"api"},
     {"pipeline", "checking", "inspection"},
-    {"measuring", "device_setup"},
+    {"measuring", "device_setup", "importing"},
     {"page"},
     {"report"},
     {"search", "bundle", "config", "shrink", "students"},

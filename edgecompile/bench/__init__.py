@@ -2,8 +2,9 @@
 
 from edgecompile.bench.files import bare_file
 from edgecompile.bench.instructions import instructions
-from edgecompile.bench.measure import doubts_by_file, measure, unsteady
-from edgecompile.bench.options import BenchOptions, BenchResult
+from edgecompile.bench.intervals import interval_of_rounds, median
+from edgecompile.bench.measure import doubts_by_file, from_document, is_document, measure, unsteady
+from edgecompile.bench.options import BenchOptions, BenchResult, require_program
 from edgecompile.bench.plot import sustained_svg
 from edgecompile.bench.runner import run_inputs
 from edgecompile.bench.state import Doubt
@@ -16,8 +17,13 @@ __all__ = [
     "Sustained",
     "bare_file",
     "doubts_by_file",
+    "from_document",
     "instructions",
+    "interval_of_rounds",
+    "is_document",
     "measure",
+    "median",
+    "require_program",
     "run_inputs",
     "seconds_of",
     "sustained",

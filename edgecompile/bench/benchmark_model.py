@@ -44,6 +44,7 @@ class Log:
     runs: int
     mean_ms: float
     percentiles_ms: Mapping[float, float] = field(default_factory=dict)
+    std_ms: float | None = None
     init_ms: float | None = None
     first_ms: float | None = None
     peak_memory_bytes: int | None = None
@@ -78,6 +79,7 @@ def parse(text: str) -> Log:
         runs=int(count),
         mean_ms=mean / 1e3,
         percentiles_ms={q: fields[name] / 1e3 for q, name in PERCENTILES.items() if name in fields},
+        std_ms=fields["std"] / 1e3 if "std" in fields else None,
         init_ms=float(timings[1]) / 1e3 if timings else _number(text, r"Model initialization: ([\d.]+) ms"),
         first_ms=float(timings[2]) / 1e3 if timings else _number(text, r"Warmup \(first\):\s+([\d.]+) ms"),
         peak_memory_bytes=_memory(text),
@@ -214,6 +216,11 @@ class _Tool:
 def place(transport: Transport, program: str) -> str:
     """The program as it is called there: a file of this machine is put there where the machine takes no other."""
     if not getattr(transport, "brings_programs", False):
+        if transport.run(["sh", "-c", 'command -v "$1"', "sh", program], timeout_s=60).code:
+            raise DeviceError(
+                f"cannot start {program} on {transport.description}: there is no such program",
+                remedy="give its path there with --benchmark-model, or leave that out for our own runner",
+            )
         return program
     file = Path(program)
     if not file.is_file():

@@ -120,6 +120,7 @@ class Measured:
     runs: int
     kept_every: int
     agreed: bool | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

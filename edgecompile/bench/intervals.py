@@ -37,6 +37,12 @@ def over_rounds(values: Sequence[float]) -> stats.Interval:
     return _widened(found, [float(np.log(one)) for one in values])
 
 
+def interval_of_rounds(values: Sequence[float]) -> tuple[float, float]:
+    """The interval that `over_rounds` gives."""
+    found = over_rounds(values)
+    return found.low, found.high
+
+
 def ratio(numerator: Sequence[Sequence[float]], denominator: Sequence[Sequence[float]], q: float) -> stats.Interval:
     """The ratio of two percentiles measured in the same rounds. Raises ``ValueError`` for fewer than two rounds."""
     import numpy as np

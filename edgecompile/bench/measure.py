@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from edgecompile import stats
 from edgecompile.bench import benchmark_model, document, intervals, runner, state
 from edgecompile.bench.options import BenchOptions, BenchResult, environment_of
+from edgecompile.errors import DeviceError, InputError
 from edgecompile.transport import Transport, lab
 from edgecompile.types import Artifact, Environment, Measurement
 
@@ -46,6 +47,27 @@ def measure(artifacts: Sequence[Artifact], transport: Transport, options: BenchO
         rounds=tuple(m.latencies_ms for m in found.models),
         percentile=options.percentile,
     )
+
+
+def is_document(text: str) -> bool:
+    """Whether a text is what our runner prints with ``--json``, or writes with ``--output``."""
+    return document.SENTINEL in text or text.lstrip().startswith('{"schema_version"')
+
+
+def from_document(text: str, percentile: float) -> dict[str, Measurement]:
+    """What a runner's document says, by the SHA-256 of each file. Raises `InputError` for what is no such document."""
+    body = text if document.SENTINEL in text else document.SENTINEL + " ".join(text.splitlines())
+    try:
+        found = document.parse(body, document.Document)
+    except DeviceError as exc:
+        raise InputError(
+            f"this is no document of our runner: {exc.message}", remedy="give it as --output wrote it"
+        ) from exc
+    if isinstance(found, document.Failed):
+        raise InputError(f"the runner failed when this was written: {found.error.message}")
+    options = BenchOptions(threads=found.threads, percentile=percentile)
+    environment = environment_of(found.environment)
+    return {m.sha256: _measurement(m, found.environment, environment, options) for m in found.models if m.sha256}
 
 
 def _measurement(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgecompile.bench import document, intervals
+from edgecompile.errors import InputError
 from edgecompile.types import Cluster, Environment, Measurement, Ratio
 
 #: For expectations only: the runner's share of the warm-up in later rounds, and what starting a round's process takes.
@@ -51,6 +52,15 @@ class BenchOptions:
     def title(self, files: int) -> str:
         """What the stage is called: nothing tells how far a measurement is, since watching would disturb it."""
         return f"Measure {files} file{'s' if files > 1 else ''}, {self.least_s(files):.0f} s or more"
+
+
+def require_program(on: str | None, benchmark_model: str | None) -> None:
+    """Raise `InputError` where a machine is measured by ``benchmark_model`` alone, and none is given."""
+    if on is not None and on.startswith("adb:") and benchmark_model is None:
+        raise InputError(
+            "a phone reached by adb is measured by LiteRT's benchmark_model, and none is given",
+            remedy="download the one for Android and give it with --benchmark-model FILE",
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from edgecompile.cli.common import PATH, Shape, Sizes, common, face, print_json, show_error
+from edgecompile.cli.common import PATH, TOOL_HELP, Shape, Sizes, common, face, print_json, show_error
 from edgecompile.errors import EXIT_PREDICTED, EdgecompileError, InputError
 
 if TYPE_CHECKING:
@@ -79,8 +81,10 @@ def build_options(command: F) -> F:
         ),
         click.option(
             "--on",
-            help="Measure there: local, or ssh://user@host[:port]; else estimate for other devices. An emulated "
-            "board, lab:pi4, runs the files and counts instructions; latency stays an estimate.",
+            multiple=True,
+            help="Measure there: local, ssh://user@host[:port], or adb:SERIAL; else estimate for other devices. An "
+            "emulated board, lab:pi4, runs the files and counts instructions; latency stays an estimate. Repeatable: "
+            "one for each --target, or several for one.",
         ),
         click.option("--power-mode", help="Of a Jetson while it is measured: a name or number. Put back afterwards."),
         click.option(
@@ -88,6 +92,7 @@ def build_options(command: F) -> F:
             type=positive,
             help="Run so many evaluation samples on the device, too.",
         ),
+        click.option("--benchmark-model", metavar="PATH", help=TOOL_HELP),
         click.option(
             "--accept-throttled",
             is_flag=True,
@@ -183,14 +188,54 @@ def build(
     terminal = face(quiet, verbose, debug)
     config = _config(ctx, config_path)
     requests = _requests(ctx, config, trust=trust, fresh=fresh)
-    done = [
-        _build_one(request, terminal, dry_run=dry_run, as_json=as_json, alone=len(requests) == 1)
-        for request in requests
-    ]
+    done = _build_all(requests, terminal, dry_run=dry_run, as_json=as_json, words=_passed_on(quiet, verbose, debug))
     if as_json:
         documents = [document for _, document in done]
         print_json(documents[0] if len(documents) == 1 else documents)
     return worst([code for code, _ in done])
+
+
+def _passed_on(quiet: bool, verbose: int, debug: bool) -> list[str]:
+    return [*(["-q"] if quiet else []), *["-v"] * verbose, *(["--debug"] if debug else [])]
+
+
+def _build_all(
+    requests: Sequence[BuildRequest], terminal: Face, *, dry_run: bool, as_json: bool, words: Sequence[str]
+) -> list[tuple[int, object]]:
+    """Build for every target. Devices elsewhere work at the same time; what is measured here comes after, alone."""
+    from edgecompile.cli.parallel import Builds
+
+    elsewhere = [request for request in requests if request.on not in (None, "local")]
+    done: dict[int, tuple[int, object]] = {}
+    if len(elsewhere) > 1 and not dry_run:
+        named = [(f"{request.target} on {request.on}", request) for request in elsewhere]
+        for (name, request), (code, said, document) in zip(
+            named, Builds(terminal, words, as_json=as_json).run(named), strict=True
+        ):
+            done[id(request)] = (code, document)
+            if not as_json:
+                terminal.err.rule(name, align="left")
+                click.echo(said, nl=False)
+    for request in requests:
+        if id(request) not in done:
+            alone = len(requests) == 1
+            done[id(request)] = _build_one(request, terminal, dry_run=dry_run, as_json=as_json, alone=alone)
+    return [done[id(request)] for request in requests]
+
+
+@click.command("build-request", hidden=True)
+@click.option("--json", "as_json", is_flag=True)
+@common
+def build_request(as_json: bool, quiet: bool, verbose: int, debug: bool) -> int:
+    """Build one request that is given as JSON on standard input: what a build for several devices starts."""
+    from edgecompile.types import BuildRequest, decode
+
+    terminal = face(quiet, verbose, debug)
+    request = decode(sys.stdin.buffer.read(), BuildRequest)
+    code, document = _build_one(request, terminal, dry_run=False, as_json=as_json, alone=True)
+    if as_json:
+        print_json(document)
+    return code
 
 
 def worst(codes: Sequence[int]) -> int:
@@ -265,7 +310,38 @@ def _requests(ctx: click.Context, config: ProjectConfig | None, *, trust: bool, 
     targets = _resolve(ctx, config, None)["target"][0]
     if not targets:
         raise InputError("no target is given", remedy="add --target, like --target pi4; edgecompile devices lists them")
-    return [_request(ctx, config, target, several=len(targets) > 1, trust=trust, fresh=fresh) for target in targets]
+    pairs = _pairs(ctx, config, targets)
+    times = Counter(target for target, _ in pairs)
+    requests = []
+    for target, on in pairs:
+        folder = f"{target}@{_file_name(on)}" if times[target] > 1 and on is not None else target
+        several = folder if len(pairs) > 1 else None
+        requests.append(_request(ctx, config, target, on, several=several, trust=trust, fresh=fresh))
+    return requests
+
+
+def _pairs(ctx: click.Context, config: ProjectConfig | None, targets: Sequence[str]) -> list[tuple[str, str | None]]:
+    """Each target with where it is measured. Raises `InputError` where they do not go together."""
+    given, origin = _resolve(ctx, config, None)["on"]
+    if origin == "command line" and len(given) > 1 and len(targets) > 1:
+        if len(given) != len(targets):
+            raise InputError(
+                f"{len(targets)} targets and {len(given)} devices do not go together",
+                remedy="give one --on for each --target, in the same order, or several --on for one --target",
+            )
+        pairs: list[tuple[str, str | None]] = list(zip(targets, given, strict=True))
+    else:
+        pairs = [(target, on) for target in targets for on in _resolve(ctx, config, target)["on"][0] or (None,)]
+    twice = [pair for pair, count in Counter(pairs).items() if count > 1]
+    if twice:
+        target, on = twice[0]
+        raise InputError(f"{target} is given twice{f' on {on}' if on else ''}", remedy="give each device once")
+    return pairs
+
+
+def _file_name(on: str) -> str:
+    """A device's address as part of a file's name: ``ssh://pi@10.0.0.7`` as ``pi-10.0.0.7``."""
+    return re.sub(r"[^A-Za-z0-9_.]+", "-", re.sub(r"^\w+:/*", "", on)).strip("-") or "local"
 
 
 Resolved = Mapping[str, tuple[Any, Literal["command line", "edgecompile.toml", "profile", "default"]]]
@@ -316,8 +392,16 @@ def _typed(ctx: click.Context, param: click.Parameter, value: Value, path: Path)
 
 
 def _request(
-    ctx: click.Context, config: ProjectConfig | None, target: str, *, several: bool, trust: bool, fresh: bool
+    ctx: click.Context,
+    config: ProjectConfig | None,
+    target: str,
+    on: str | None,
+    *,
+    several: str | None,
+    trust: bool,
+    fresh: bool,
 ) -> BuildRequest:
+    """The request of one target. ``several`` is the folder within ``--out`` where there are others, too."""
     from edgecompile import api
 
     resolved = _resolve(ctx, config, target)
@@ -328,14 +412,14 @@ def _request(
         )
     out = value.pop("out") or Path("out")
     model = _model_reference(value.pop("model"), resolved["model"][1], config)
-    value["target"] = target
+    value["target"], value["on"] = target, on
     return api.request(
         model,
         **value,
-        out=out / target if several or resolved["out"][0] is None else out,
+        out=out / (several or target) if several or resolved["out"][0] is None else out,
         trust=trust,
         fresh=fresh,
-        options=_origins(resolved, target),
+        options=_origins({**resolved, "on": (on, resolved["on"][1])}, target),
         command_line=("edgecompile", *sys.argv[1:]),
     )
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 PATH = click.Path(path_type=Path)
-ON_HELP = "Where: local, ssh://user@host[:port], or lab:pi4 for an emulated board."
+ON_HELP = "Where: local, ssh://user@host[:port], adb:SERIAL for a phone, or lab:pi4 for an emulated board."
+TOOL_HELP = "Measure by LiteRT's benchmark_model: its path on the device; for adb, a file here."
 
 
 class Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
@@ -77,6 +78,13 @@ def face(quiet: bool, verbose: int, debug: bool) -> Face:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
     logging.getLogger("edgecompile").setLevel(level)
     return Face(quiet=quiet)
+
+
+def terminal_width() -> int:
+    """The columns of the terminal, or what ``COLUMNS`` says."""
+    import shutil
+
+    return shutil.get_terminal_size((80, 24)).columns
 
 
 def show_error(error: EdgecompileError) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecompile.cli.common import ON_HELP, PATH, common, face, print_json
+from edgecompile.cli.common import ON_HELP, PATH, TOOL_HELP, common, face, print_json
 
 if TYPE_CHECKING:
     from edgecompile.bench import BenchOptions
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 @click.option("--min-runs", type=click.IntRange(min=1), default=50, show_default=True)
 @click.option("--min-seconds", type=click.FloatRange(min=0), default=3.0, show_default=True)
 @click.option("--power-mode", help="Of a Jetson while it is measured: a name or number. Put back afterwards.")
+@click.option("--benchmark-model", metavar="PATH", help=TOOL_HELP)
 @click.option("--accept-throttled", is_flag=True, help="Let --budget-ms count what an unsteady machine measured.")
 @click.option("--sustained", metavar="TIME", help="Run one file for 10m (or 90s, 1h) and follow heat and clock.")
 @click.option("--plot", type=PATH, help="Where --sustained draws its picture.  [default: FILE.sustained.svg]")
@@ -50,6 +51,7 @@ def bench(
     min_runs: int,
     min_seconds: float,
     power_mode: str | None,
+    benchmark_model: str | None,
     accept_throttled: bool,
     sustained: str | None,
     plot: Path | None,
@@ -76,6 +78,7 @@ def bench(
         warmup_s=warmup_seconds,
         min_runs=min_runs,
         min_seconds=min_seconds,
+        benchmark_model=benchmark_model,
     )
     if sustained is not None:
         return _sustained(paths, options, terminal, on=on, length=sustained, plot=plot, as_json=as_json)
@@ -148,14 +151,17 @@ def _sustained(
 @click.command(short_help="Check a bundle's hashes and golden vectors.")
 @click.argument("path", type=PATH)
 @click.option("--on", default="local", show_default=True, help=ON_HELP)
+@click.option("--benchmark-model", metavar="PATH", help=TOOL_HELP)
 @click.option("--json", "as_json", is_flag=True)
 @common
-def verify(path: Path, on: str, as_json: bool, quiet: bool, verbose: int, debug: bool) -> int:
+def verify(
+    path: Path, on: str, benchmark_model: str | None, as_json: bool, quiet: bool, verbose: int, debug: bool
+) -> int:
     """Check a bundle: every file's hash, then its golden vectors through the shipped file."""
     from edgecompile import measuring
     from edgecompile.types import to_builtins
 
-    result = measuring.verify(path, on=on, progress=face(quiet, verbose, debug))
+    result = measuring.verify(path, on=on, benchmark_model=benchmark_model, progress=face(quiet, verbose, debug))
     if as_json:
         print_json(to_builtins(result))
     else:
@@ -232,3 +238,39 @@ def check(
         rows = [(f.quantity, f.baseline, f.now, f.change, f.worse) for f in result.findings]
         terminal.print(*report.check(rows))
     return 0 if result.passed else 3
+
+
+@click.command("import-result")
+@click.argument("files", nargs=-1, required=True, type=PATH)
+@click.option("--bundle", "path", type=PATH, required=True, help="The bundle whose file was measured.")
+@click.option("--device", help="What was measured, like 'Pixel 7': a log of benchmark_model does not tell.")
+@click.option("--percentile", type=click.FloatRange(1, 99.9), default=50.0, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+@common
+def import_result(
+    files: tuple[Path, ...],
+    path: Path,
+    device: str | None,
+    percentile: float,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    debug: bool,
+) -> int:
+    """Bring a latency measured elsewhere into a bundle, marked as imported.
+
+    FILES are logs of LiteRT's benchmark_model (of one or several runs), or the JSON document of a bundle's runner. The
+    verdict stays: nothing that was imported is ever called met.
+    """
+    from edgecompile import importing, report
+    from edgecompile.types import to_builtins
+
+    terminal = face(quiet, verbose, debug)
+    found = importing.import_result(files, path, device=device, percentile=percentile)
+    for warning in found.measurement.warnings:
+        terminal.warn(warning)
+    if as_json:
+        print_json(to_builtins(found.measurement))
+    else:
+        terminal.print(*report.imported(found.measurement, found.bundle.manifest))
+    return 0

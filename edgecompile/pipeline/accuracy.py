@@ -113,7 +113,8 @@ def _on_device(job: Job, chosen: Candidate) -> Accuracy:
                 with engines.session(transport, job.board) as on_board:
                     engines.run_inputs(on_board, chosen.engine, artifact, inputs=inputs, outputs=outputs)
             else:
-                bench.run_inputs(artifact, transport, inputs=inputs, outputs=outputs)
+                tool = job.request.benchmark_model
+                bench.run_inputs(artifact, transport, inputs=inputs, outputs=outputs, benchmark_model=tool)
         with np.load(outputs, allow_pickle=False) as stacked:
             given = [{key: stacked[key][i] for key in stacked.files} for i in range(len(samples))]
     results = iter(given)

@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -103,6 +103,9 @@ def work_folder(request: BuildRequest) -> Iterator[Store]:
 
 def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
     """Load the profile, the model and the data; fail before any long work on what cannot be built."""
+    bench.require_program(request.on, request.benchmark_model)
+    if request.benchmark_model is not None:
+        request = replace(request, runtimes=("tflite",))  # what it runs
     profile = profiles.load(request.target, content_dir=request.content_dir)
     _check_emulation(request, profile, progress)
     board = _board(request, profile, progress)
@@ -244,6 +247,7 @@ def bench_options(job: Job) -> bench.BenchOptions:
         min_runs=job.request.min_runs,
         min_seconds=job.request.min_seconds,
         seed=job.request.seed,
+        benchmark_model=job.request.benchmark_model,
     )
 
 

@@ -208,7 +208,8 @@ def tile_of(job: Job, plan: Plan) -> int:
 def operator_times(job: Job, plan: Plan, keys: Sequence[tables.OperatorKey]) -> dict[tables.OperatorKey, float]:
     """The milliseconds of single operators at a plan's runtime and precision: measured, or the profile's estimates."""
     # Single operators are no engines: launching them costs more than computing them. Whole ones are measured.
-    if job.here and plan.runtime != "tensorrt":
+    # benchmark_model takes a second a file and tells whole microseconds, too coarse for these.
+    if job.here and plan.runtime != "tensorrt" and job.request.benchmark_model is None:
         with job.transport() as transport:
             return tables.measure(
                 keys,

@@ -191,7 +191,8 @@ def _checked(
                 engines.run_inputs(on_board, engine, artifact, inputs=inputs, outputs=found)
             runtime = f"TensorRT {engine.tensorrt}"
         else:
-            runtime = bench.run_inputs(artifact, transport, inputs=inputs, outputs=found)
+            tool = job.request.benchmark_model
+            runtime = bench.run_inputs(artifact, transport, inputs=inputs, outputs=found, benchmark_model=tool)
         allowed = measuring.golden_on(golden, artifact, by_gpu=engine is not None or artifact.provider is not None)
         with np.load(outputs, allow_pickle=False) as want, np.load(found, allow_pickle=False) as have:
             try:

@@ -154,7 +154,10 @@ class AdbConnection:
 
     def send(self, local: Path, path: str, offset: int) -> None:
         """Push a file; the client cannot go on with a part of one, so that ``offset`` does not matter."""
-        self._copy(["push", str(local), path])
+        try:
+            self._copy(["push", str(local), path])
+        except Refused as exc:
+            raise Refused(str(exc).rpartition(": ")[2]) from exc
 
     def fetch(self, path: str, size: int, local: Path) -> None:
         """Pull a file."""
@@ -189,7 +192,7 @@ class AdbConnection:
         if code and _AWAY.search(text):
             self.alive = False
             raise Dropped(text)
-        raise Refused(text[:200])
+        raise Refused(text[-300:])
 
 
 def _shell(question: Call) -> str:

@@ -155,7 +155,7 @@ answer killed
 """
 
 _FILES = """
-size() { wc -c < "$1" | tr -d " "; }
+size() { echo $(($(wc -c < "$1"))); }
 digest() {
   { sha256sum < "$1" || shasum -a 256 < "$1" || openssl dgst -sha256 -r < "$1" \
     || python3 -c "import hashlib,sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())" < "$1"
@@ -182,7 +182,8 @@ _ABOUT = """
 """
 
 _SPACE = """
-answer "$(df -Pk "$1" 2>/dev/null | tail -n 1 | tr -s " " | cut -d" " -f4)"
+set -- $(df -Pk "$1" 2>/dev/null | tail -n 1)
+answer "$4"
 """
 
 _APPEND = """
@@ -196,12 +197,13 @@ tail -c "+$2" "$1"
 
 # The environment that `edgecompile device setup` makes goes first: environment.py knows the same places.
 _PYTHON = """
+owner() { echo "$3"; }
 if [ "$1" = own ]; then
   uid=$(id -u 2>/dev/null)
   for home in "$EDGECOMPILE_HOME" "$HOME/.edgecompile" "/var/tmp/edgecompile-$uid"; do
     p=$home/current/bin/python
     case $home in /*) ;; *) continue;; esac
-    [ -x "$p" ] && [ "$(ls -ldn "$home" 2>/dev/null | tr -s " " | cut -d" " -f3)" = "$uid" ] || continue
+    [ -x "$p" ] && [ "$(owner $(ls -ldn "$home" 2>/dev/null))" = "$uid" ] || continue
     "$p" -c "import sys; sys.exit(sys.version_info < (3, 7))" >/dev/null 2>&1 </dev/null || continue
     answer found "$p"
     exit
