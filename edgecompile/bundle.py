@@ -379,6 +379,7 @@ def add_build_script(writer: BundleWriter, artifact: Artifact) -> None:
     if artifact.typed_file is not None:
         writer.add("typed model", artifact.typed_file, "model-typed.onnx")
     text = (content.builtin_root("targets") / "tensorrt" / "build_engine.sh").read_text()
+    writer.add("runner", content.builtin_root("targets") / "tensorrt" / "trtexec.py", "runner/trtexec.py")
     # The precision is one of three words of ours: no text of a user's goes into the script.
     path = writer.add_bytes("build script", text.replace("@PRECISION@", artifact.precision).encode(), "build_engine.sh")
     path.chmod(0o755)

@@ -23,13 +23,14 @@ _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 class Board:
     """A machine that builds and runs TensorRT engines.
 
+    ``trtexec`` is its path there; ``None``: there is only the Python API, and a program of ours takes its place.
     ``gpu`` names what engines are tied to besides the version: the chip's GPU and its number of multiprocessors.
     ``python_api`` is the version that Python imports there, ``providers`` are those of its ONNX Runtime; ``modes`` are
     the power modes by name.
     """
 
     name: str
-    trtexec: str
+    trtexec: str | None
     version: Version
     gpu: str
     jetpack: JetPack | None = None
@@ -67,15 +68,16 @@ def find(transport: Transport) -> Board | None:
     """
     said = script.ask(transport, script.PROBE)
     program = _line(said, "trtexec")
-    if not program:
+    by_python = versions.find(_line(said, "python"))
+    if not program and by_python is None:
         if _is_jetson(said) or _line(said, "packages"):
             raise _no_trtexec(transport, said)
         return None
-    version = _version(said, transport, program)
+    version = _version(said, transport, program) if program or by_python is None else by_python
     versions.capabilities(version)
     return Board(
         name=_line(said, "model") or transport.description,
-        trtexec=program,
+        trtexec=program or None,
         version=version,
         gpu=_gpu(said),
         jetpack=versions.jetpack(said.get("l4t", "")),

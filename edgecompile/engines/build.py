@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgecompile import content
 from edgecompile.engines.board import Board
 from edgecompile.errors import DeviceError, EdgecompileError
 from edgecompile.jetson import failures, trtexec
@@ -31,6 +33,16 @@ class Bench:
     timing_cache: Path | None = None
     placed: dict[str, str] = field(default_factory=dict)
     has_cache: bool = False
+    has_program: bool = False
+
+    def run(self, command: Sequence[str], *, timeout_s: float) -> Completed:
+        """Run ``trtexec`` with the arguments that follow the first, or what takes its place."""
+        if self.board.trtexec is not None:
+            return self.transport.run([self.board.trtexec, *command[1:]], timeout_s=timeout_s)
+        if not self.has_program:
+            self.transport.put(content.builtin_root("targets") / "tensorrt" / "trtexec.py", "trtexec.py")
+            self.has_program = True
+        return self.transport.run(["python3", "trtexec.py", *command[1:]], timeout_s=timeout_s)
 
 
 class ModelFault(Exception):
@@ -55,7 +67,7 @@ def engine(bench: Bench, artifact: Artifact, folder: Path, *, workspace_mib: int
     _put_cache(bench)
     command = trtexec.build_command(
         board.capabilities,
-        trtexec=board.trtexec,
+        trtexec="trtexec",
         onnx=f"{at}/model.onnx",
         engine=f"{at}/model.engine",
         timing_cache="engines/timing.cache",
@@ -65,7 +77,7 @@ def engine(bench: Bench, artifact: Artifact, folder: Path, *, workspace_mib: int
         strongly_typed=strong,
     )
     started = time.monotonic()
-    done = transport.run(command, timeout_s=BUILD_TIMEOUT_S)
+    done = bench.run(command, timeout_s=BUILD_TIMEOUT_S)
     seconds = time.monotonic() - started
     log = _kept_log(done, folder / "build.log")
     if done.code != 0 or trtexec.parse_log(log.read_text()).outcome == "failed":

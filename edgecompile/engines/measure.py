@@ -77,7 +77,7 @@ def _round(bench: Bench, engine: Engine, options: cpu.BenchOptions, count: int, 
     duration_s = max(1, round(options.min_seconds / count))
     command = trtexec.run_command(
         bench.board.capabilities,
-        trtexec=bench.board.trtexec,
+        trtexec="trtexec",
         engine=f"{at}/model.engine",
         times=f"{at}/times.json",
         profile=None,
@@ -102,7 +102,7 @@ def _round(bench: Bench, engine: Engine, options: cpu.BenchOptions, count: int, 
 
 
 def _ran(bench: Bench, command: list[str], seconds: float) -> trtexec.TrtexecLog:
-    done: Completed = bench.transport.run(command, timeout_s=2 * seconds + _BESIDES_S)
+    done: Completed = bench.run(command, timeout_s=2 * seconds + _BESIDES_S)
     text = done.out + "\n" + done.err
     log = trtexec.parse_log(text)
     if done.code != 0 or log.outcome == "failed":
@@ -128,7 +128,7 @@ def _profiled(bench: Bench, engine: Engine) -> Engine:
     at = place(bench, engine)
     command = trtexec.run_command(
         bench.board.capabilities,
-        trtexec=bench.board.trtexec,
+        trtexec="trtexec",
         engine=f"{at}/model.engine",
         times=None,
         profile=f"{at}/profile.json",

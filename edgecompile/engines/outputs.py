@@ -55,9 +55,9 @@ def _one(
             bench.transport.put(local, f"{at}/inputs/{number}.bin")
             names.append((port.spec.name, f"{at}/inputs/{number}.bin"))
         command = trtexec.infer_command(
-            trtexec=bench.board.trtexec, engine=f"{at}/model.engine", inputs=names, output=f"{at}/outputs.json"
+            trtexec="trtexec", engine=f"{at}/model.engine", inputs=names, output=f"{at}/outputs.json"
         )
-        done = bench.transport.run(command, timeout_s=_TIMEOUT_S)
+        done = bench.run(command, timeout_s=_TIMEOUT_S)
         if done.code != 0:
             failure = failures.explain(
                 done.out + done.err, returncode=done.code, step="run", version=bench.board.version

@@ -16,14 +16,19 @@ trtexec=${TRTEXEC:-$(command -v trtexec || true)}
 for program in /usr/src/tensorrt/bin/trtexec /usr/src/tensorrt/targets/*/bin/trtexec; do
   if [ -z "$trtexec" ] && [ -x "$program" ]; then trtexec=$program; fi
 done
-[ -n "$trtexec" ] || die "there is no trtexec: sudo apt install libnvinfer-bin, or say where it is with TRTEXEC=..."
+run() { "$trtexec" "$@"; }
+if [ -z "$trtexec" ]; then
+  python3 -c "import tensorrt" 2>/dev/null ||
+    die "there is no trtexec: sudo apt install libnvinfer-bin, or say where it is with TRTEXEC=..."
+  run() { python3 "$here/runner/trtexec.py" "$@"; }
+fi
 
 # v8502 is 8.5.2, v100300 is 10.3.0.
-number=$("$trtexec" --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' | head -n 1)
+number=$(run --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' | head -n 1)
 case ${#number} in
   4) major=$((number / 1000)) minor=$((number / 100 % 10)) ;;
   6) major=$((number / 10000)) minor=$((number / 100 % 100)) ;;
-  *) die "$trtexec does not tell its version" ;;
+  *) die "${trtexec:-tensorrt} does not tell its version" ;;
 esac
 version=$major.$minor.$((number % 100))
 at=$((major * 100 + minor))
@@ -52,7 +57,7 @@ for cache in "$here/engines/trt$version-"*/timing.cache; do
 done
 
 echo "TensorRT $version on $board: building from $(basename "$model") with: $*"
-if "$trtexec" "--onnx=$model" "--saveEngine=$folder/model.engine.part" "--timingCacheFile=$folder/timing.cache" "$@" \
+if run "--onnx=$model" "--saveEngine=$folder/model.engine.part" "--timingCacheFile=$folder/timing.cache" "$@" \
     > "$folder/build.log" 2>&1; then
   mv "$folder/model.engine.part" "$folder/model.engine"
   echo "$folder/model.engine"
