@@ -109,7 +109,7 @@ def test_a_board_without_cuda(
     monkeypatch.delenv("EDGECOMPILE_CUDART")
     with LocalTransport() as transport, engines.session(transport, engines.require(transport)) as bench:
         (made,) = built(bench, [files["fp32"]], tmp_path / "made")
-        with pytest.raises(DeviceError, match="CUDA (did not start|failed)"):
+        with pytest.raises(DeviceError, match=r"CUDA (did not start|failed)"):
             engines.measure(bench, [made], QUICK)
 
 

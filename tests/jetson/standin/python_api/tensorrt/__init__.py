@@ -114,9 +114,8 @@ class Builder:
         graph = onnx.load_from_string(network.graph)
         quantized = any(node.op_type == "QuantizeLinear" for node in graph.graph.node)
         if _SETTINGS.get("fault"):
-            self.logger.log(
-                ILogger.ERROR, "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"
-            )
+            words = "[defaultAllocator.cpp::allocate::31] Error Code 1: Cuda Runtime (out of memory)"
+            self.logger.log(ILogger.ERROR, words)
             return None
         if not network.strong and quantized and BuilderFlag.INT8 not in config.flags:
             self.logger.log(ILogger.ERROR, "INT8 is not enabled, and the network has quantizers")
@@ -162,10 +161,9 @@ class Runtime:
     def deserialize_cuda_engine(self, data: bytes) -> _Engine | None:
         head, _, graph = bytes(data).partition(b"\n")
         if json.loads(head)["version"] != __version__:
-            words = "The engine plan file is not compatible with this version of TensorRT, expecting library version "
-            self.logger.log(
-                ILogger.ERROR, f"6: {words}{__version__} got {json.loads(head)['version']}, please rebuild."
-            )
+            words = "6: The engine plan file is not compatible with this version of TensorRT, expecting library "
+            words += f"version {__version__} got {json.loads(head)['version']}, please rebuild."
+            self.logger.log(ILogger.ERROR, words)
             return None
         return _Engine(graph)
 
