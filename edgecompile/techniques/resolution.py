@@ -103,7 +103,8 @@ def resized(proto: onnx.ModelProto, inputs: Mapping[str, Shape]) -> onnx.ModelPr
     _Walk(result, _types(onnx.shape_inference.infer_shapes(proto))).run()
     _drop_unused(result)
     onnx.checker.check_model(result)
-    return result
+    # With the shapes of what is between: a search for smaller models on smaller images asks for them.
+    return onnx.shape_inference.infer_shapes(result)
 
 
 def _drop_unused(proto: onnx.ModelProto) -> None:

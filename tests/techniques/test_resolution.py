@@ -10,6 +10,7 @@ import onnxruntime
 import pytest
 
 from edgecompile import model as models
+from edgecompile import tables
 from edgecompile.errors import InputError, UnsupportedModelError
 from edgecompile.progress import Silent
 from edgecompile.techniques import resolution
@@ -66,6 +67,7 @@ def test_the_technique_says_what_it_made(tmp_path: Path) -> None:
     assert made.sha256 != model.sha256
     assert made.parameters == model.parameters
     assert made.notes[-1] == "the input is 48x32 pixels"
+    assert tables.keys_of(onnx.load(str(made.path))), "its shapes are known"
     (tmp_path / "again").mkdir()
     again = resolution.apply(model, model, resolution.step(48, 32), (), tmp_path / "again", Silent())
     assert again.sha256 == made.sha256
