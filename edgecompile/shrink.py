@@ -120,7 +120,7 @@ def _points(found: Channels, tile: int, *, few: bool) -> dict[str, tuple[int, ..
     """Where each group's loss is measured: at a half, and at the first step down."""
     points: dict[str, tuple[int, ...]] = {}
     for group in found.groups:
-        below = allocation.levels(group.size, tile)[:-1]
+        below = allocation.levels(group.size, group.step(tile))[:-1]
         if below:
             half = min(below, key=lambda n, size=group.size: (abs(n - size / 2), n))  # type: ignore[misc]
             points[group.name] = (half,) if few else tuple(dict.fromkeys((half, below[-1])))
@@ -134,7 +134,9 @@ def space(prospect: Prospect, timing: Timing, *, tile: int, most_keys: int = MOS
     """What there is to choose from on one device, runtime and precision. Every group has at least its whole."""
     for most in range(allocation.MOST_LEVELS, 1, -1):
         levels = {
-            group.name: allocation.levels(group.size, tile, most) if group.name in prospect.curves else (group.size,)
+            group.name: allocation.levels(group.size, group.step(tile), most)
+            if group.name in prospect.curves
+            else (group.size,)
             for group in prospect.channels.groups
         }
         drafts = _drafts(prospect, levels)

@@ -9,6 +9,7 @@ splits, shuffles, concatenations, padded shortcuts and flattened maps are exact.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,16 +31,22 @@ class Group:
     """Units that can be removed one by one, all of the same kind.
 
     ``name`` is that of the first node that makes its channels; ``units`` are roots of labels in the order of the
-    channels; ``nodes`` are all nodes whose outputs' channels belong to it.
+    channels; ``nodes`` are all nodes whose outputs' channels belong to it. A unit is ``width`` channels of the weighted
+    operators that make it: 1, or as many as an attention head has.
     """
 
     name: str
     units: tuple[int, ...]
     nodes: tuple[str, ...]
+    width: int = 1
 
     @property
     def size(self) -> int:
         return len(self.units)
+
+    def step(self, tile: int) -> int:
+        """How many units are a whole number of tiles of channels."""
+        return tile // math.gcd(tile, self.width)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -126,12 +133,30 @@ def _groups(found: Channels) -> tuple[Group, ...]:
         by_kind[origins].append(root)
     names: Counter[str] = Counter()
     groups: list[Group] = []
+    widths = _widths(found)
     for origins, roots in sorted(by_kind.items(), key=lambda item: min(item[1])):
         nodes = tuple(dict.fromkeys(origin.partition(":")[2] for origin in origins))
         names[nodes[0]] += 1
         name = nodes[0] if names[nodes[0]] == 1 else f"{nodes[0]}#{names[nodes[0]]}"
-        groups.append(Group(name=name, units=tuple(sorted(roots)), nodes=nodes))
+        width = min((widths[root] for root in roots if root in widths), default=1)
+        groups.append(Group(name=name, units=tuple(sorted(roots)), nodes=nodes, width=width))
     return tuple(groups)
+
+
+def _widths(found: Channels) -> dict[int, int]:
+    """How many channels of an operator with weights each unit is, by its root: the fewest, where there are several."""
+    widths: dict[int, int] = {}
+    for node in found.graph.nodes:
+        if (
+            node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul")
+            or node.input[1] not in found.graph.constants
+        ):
+            continue
+        for axis in found.removable(node.output[0]):
+            if axis is not None:
+                for root, count in zip(*np.unique(axis, return_counts=True), strict=True):
+                    widths[int(root)] = min(widths.get(int(root), int(count)), int(count))
+    return widths
 
 
 def count(labels: AxisLabels, kept_by_group: Mapping[int, float], group_of: Mapping[int, int], size: int) -> float:
