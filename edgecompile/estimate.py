@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from edgecompile.errors import InputError
-from edgecompile.profiles import CostTable, DeviceProfile
+from edgecompile.profiles import CostTable, DeviceProfile, Fit
 from edgecompile.types import Measurement, OperatorCost, Precision, RuntimeName
 
 
@@ -42,22 +42,28 @@ def latency(
     support = profile.runtime(runtime)
     tile = support.tile.of(precision) if support is not None else 1
     value = table.inference_us / 1e3 + sum(operator_ms(cost, table, threads=used, tile=tile) for cost in costs)
-    factor = table.fit.interval_factor
+    return measurement(value, profile, table.fit, runtime=runtime, wanted_threads=wanted, percentile=percentile)
+
+
+def measurement(
+    value_ms: float, profile: DeviceProfile, fit: Fit, *, runtime: RuntimeName, wanted_threads: int, percentile: float
+) -> Measurement:
+    """An estimate of typical runs as a `Measurement` with ``provenance`` ``"estimated"`` and the fit's interval."""
     return Measurement(
         provenance="estimated",
         device=profile.name,
         runtime=runtime,
         runtime_version="",
-        threads=used,
+        threads=min(wanted_threads, profile.cores),
         percentile=percentile,
-        value_ms=value,
-        ci_low_ms=value / factor,
-        ci_high_ms=value * factor,
-        median_ms=value,
-        p90_ms=value,
-        p95_ms=value,
-        p99_ms=value,
-        warnings=_warnings(profile, table, wanted=wanted, percentile=percentile),
+        value_ms=value_ms,
+        ci_low_ms=value_ms / fit.interval_factor,
+        ci_high_ms=value_ms * fit.interval_factor,
+        median_ms=value_ms,
+        p90_ms=value_ms,
+        p95_ms=value_ms,
+        p99_ms=value_ms,
+        warnings=_warnings(profile, fit, wanted=wanted_threads, percentile=percentile),
     )
 
 
@@ -94,10 +100,10 @@ def _known(profile: DeviceProfile) -> list[str]:
     return [f"{runtime} {precision}" for runtime, precision in pairs]
 
 
-def _warnings(profile: DeviceProfile, table: CostTable, *, wanted: int, percentile: float) -> tuple[str, ...]:
+def _warnings(profile: DeviceProfile, fit: Fit, *, wanted: int, percentile: float) -> tuple[str, ...]:
     found: list[str] = []
-    if table.fit.extrapolated:
-        found.append(f"extrapolated: {table.fit.basis}")
+    if fit.extrapolated:
+        found.append(f"extrapolated: {fit.basis}")
     if wanted > profile.cores:
         found.append(f"{wanted} threads were asked for; {profile.name} has {profile.cores} cores")
     if percentile > 50:

@@ -144,6 +144,73 @@ class Costs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedFamily:
+    """Operators of one family on a device: a sum of work and bytes, and measured points that it is bent to.
+
+    ``coefficients_us`` belong to ``edgecompile.learn.features.basis``: microseconds of the call, and of a million
+    multiply-accumulates, elements read, written, of weights and of windows. A point is the operator's numbers
+    (``features.COLUMNS``) and its microseconds; ``scales``, ``amplitude`` and ``noise`` are those of the Gaussian
+    process over them.
+    """
+
+    coefficients_us: tuple[float, ...]
+    scales: tuple[float, ...]
+    amplitude: float
+    noise: float
+    points: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearnedFamilies:
+    """The families of operators that multiply; ``None`` where too few points were measured."""
+
+    pointwise: LearnedFamily | None = None
+    conv: LearnedFamily | None = None
+    depthwise: LearnedFamily | None = None
+    dense: LearnedFamily | None = None
+    product: LearnedFamily | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corrections:
+    """What operators cost within a net beside what they cost alone: factors for those that multiply, for depthwise
+    convolutions and for all others, microseconds of each call, of each inference, and of a million elements of the
+    input."""
+
+    compute: float = 1.0
+    depthwise: float = 1.0
+    moving: float = 1.0
+    operator_us: float = 0.0
+    inference_us: float = 0.0
+    input_us: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Learned:
+    """What `edgecompile device learn` found of one runtime, precision and number of threads on a device.
+
+    ``staircase`` holds output channels and microseconds of pointwise convolutions that differ in nothing else, and
+    ``tile`` is the step that they show; ``curves`` hold elements and microseconds of operators that mostly move data;
+    ``nets`` the name of each small net, its measured milliseconds, and what is predicted of it by corrections fitted
+    without it. ``points`` operators were measured; ``package`` and ``version`` are those of the runtime on the device.
+    """
+
+    runtime: RuntimeName
+    precision: Precision
+    threads: int
+    package: str
+    version: str
+    points: int
+    tile: int
+    staircase: tuple[tuple[float, float], ...]
+    corrections: Corrections
+    fit: Fit
+    nets: tuple[tuple[str, float, float], ...]
+    families: LearnedFamilies
+    curves: dict[str, tuple[tuple[float, float], ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
     """A machine as far as profiles are recognised by it."""
 
@@ -175,6 +242,7 @@ class DeviceProfile:
     match: Match = field(default_factory=Match)
     probes: Probes = field(default_factory=Probes)
     cost: Costs = field(default_factory=Costs)
+    learned: tuple[Learned, ...] = ()
 
     def runtime(self, name: RuntimeName) -> RuntimeSupport | None:
         """The device's support for a runtime, or ``None``."""
@@ -184,6 +252,11 @@ class DeviceProfile:
         """The cost table of a runtime and precision, or ``None``."""
         table: CostTable | None = getattr(getattr(self.cost, runtime), precision)
         return table
+
+    def learned_for(self, runtime: RuntimeName, precision: Precision, threads: int) -> Learned | None:
+        """What was learned of a runtime, precision and number of threads, or ``None``."""
+        wanted = (runtime, precision, threads)
+        return next((one for one in self.learned if (one.runtime, one.precision, one.threads) == wanted), None)
 
     def matches(self, machine: Machine) -> bool:
         """Whether ``machine`` is such a device."""
@@ -267,11 +340,19 @@ def _parse(found: content.Found) -> DeviceProfile:
 
 
 _NESTED: Mapping[type, Mapping[str, type]] = {
-    DeviceProfile: {"match": Match, "probes": Probes, "cost": Costs, "runtimes": RuntimeSupport},
+    DeviceProfile: {
+        "match": Match,
+        "probes": Probes,
+        "cost": Costs,
+        "runtimes": RuntimeSupport,
+        "learned": Learned,
+    },
     RuntimeSupport: {"tile": Tile},
     Costs: {"tflite": RuntimeCosts, "onnxruntime": RuntimeCosts, "tensorrt": RuntimeCosts},
     RuntimeCosts: dict.fromkeys(PRECISIONS, CostTable),
     CostTable: {"fit": Fit},
+    Learned: {"corrections": Corrections, "fit": Fit, "families": LearnedFamilies},
+    LearnedFamilies: dict.fromkeys(("pointwise", "conv", "depthwise", "dense", "product"), LearnedFamily),
 }
 
 
@@ -309,6 +390,10 @@ def _faults(profile: DeviceProfile) -> dict[str, bool]:
             table = profile.costs(runtime.name, precision)
             faults[f"the table [cost.{runtime.name}.{precision}] is missing"] = table is None
             faults |= _cost_faults(f"cost.{runtime.name}.{precision}", table) if table is not None else {}
+    for number, learned in enumerate(profile.learned, start=1):
+        faults |= _learned_faults(f"[[learned]] number {number}", learned, profile.cores)
+    keys = [(one.runtime, one.precision, one.threads) for one in profile.learned]
+    faults["[[learned]] holds one runtime, precision and number of threads twice"] = len(set(keys)) < len(keys)
     return faults
 
 
@@ -324,3 +409,47 @@ def _cost_faults(where: str, table: CostTable) -> dict[str, bool]:
         faults[f"{where}.{key} must be between 0 and 1"] = not 0 <= getattr(table, key) <= 1
     faults[f"{where}.fit.interval_factor must be above 1"] = not 1 < table.fit.interval_factor < float("inf")
     return faults
+
+
+#: How many coefficients, scales, and numbers of a point (its microseconds included) a learned family has.
+_FAMILY_SIZES = (6, 10, 9)
+
+
+def _learned_faults(where: str, learned: Learned, cores: int) -> dict[str, bool]:
+    corrections = [getattr(learned.corrections, f.name) for f in dataclasses.fields(learned.corrections)]
+    faults = {
+        f"{where}: threads must be between 1 and cores": not 1 <= learned.threads <= cores,
+        f"{where}: tile must be above 0": learned.tile < 1,
+        f"{where}: fit.interval_factor must be above 1": not 1 < learned.fit.interval_factor < float("inf"),
+        f"{where}: corrections must not be negative": not all(0 <= value < float("inf") for value in corrections),
+    }
+    for field_ in dataclasses.fields(LearnedFamilies):
+        family: LearnedFamily | None = getattr(learned.families, field_.name)
+        if family is not None:
+            faults |= _family_faults(f"{where}: families.{field_.name}", family)
+    for kind, curve in learned.curves.items():
+        sizes = [elements for elements, _ in curve]
+        rising = bool(sizes) and sizes == sorted(set(sizes))
+        faults[f"{where}: curves.{kind!r} must hold rising elements, each with its microseconds"] = not rising
+        faults[f"{where}: curves.{kind!r} must be above 0"] = not _above_zero(*curve)
+    return faults
+
+
+def _family_faults(where: str, family: LearnedFamily) -> dict[str, bool]:
+    coefficients, scales, columns = _FAMILY_SIZES
+    known = [value for value in family.coefficients_us if 0 <= value < float("inf")]
+    return {
+        f"{where}.coefficients_us must be {coefficients} numbers, none negative, not all 0": len(known) != coefficients
+        or len(family.coefficients_us) != coefficients
+        or not any(known),
+        f"{where}.scales must be {scales} numbers above 0": len(family.scales) != scales
+        or not _above_zero(family.scales),
+        f"{where}.amplitude and noise must be above 0": not _above_zero((family.amplitude, family.noise)),
+        f"{where}.points must each be {columns} numbers above 0": not family.points
+        or any(len(point) != columns for point in family.points)
+        or not _above_zero(*family.points),
+    }
+
+
+def _above_zero(*rows: tuple[float, ...]) -> bool:
+    return all(0 < value < float("inf") for row in rows for value in row)

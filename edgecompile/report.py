@@ -326,6 +326,30 @@ def devices(profiles: Sequence[DeviceProfile], aliases: Mapping[str, str]) -> Ta
     return made
 
 
+def learned(profile: DeviceProfile, path: str, seconds: float) -> list[RenderableType]:
+    """What `device learn` found: for each table its error on nets left out, the tile, and the fixed costs."""
+    heads = ("points", "nets", "error", "interval", "tile", "us an operator", "us an inference")
+    made = table("learned", *heads, right=heads, fixed=("learned",))
+    for one in profile.learned:
+        error = "-" if one.fit.median_error is None else f"{100 * one.fit.median_error:.1f} %"
+        fixed = (f"{one.corrections.operator_us:.2g}", f"{one.corrections.inference_us:.2g}")
+        made.add_row(
+            f"{one.runtime} {one.precision}, {one.threads}t", str(one.points), str(len(one.nets)), error,
+            f"x{one.fit.interval_factor:.2f}", str(one.tile), *fixed,
+        )  # fmt: skip
+    lines: list[RenderableType] = [made]
+    lines += [
+        plain(f"error: the median on {len(profile.learned[0].nets)} small nets, each left out in turn", style="dim"),
+        plain(f"Profile: {path} ({duration(seconds)}); edgecompile build MODEL --target {_as_file(path)}"),
+    ]
+    return lines
+
+
+def _as_file(path: str) -> str:
+    """A path that is not taken for a name."""
+    return path if "/" in path else f"./{path}"
+
+
 def work_folders(folders: Sequence[WorkFolder]) -> Table:
     """The work folders that ``cache list`` shows."""
     made = table("work folder", "size", "last used", "bundle", right=("size",))

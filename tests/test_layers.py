@@ -18,7 +18,7 @@ LAYERS = (
     {"measuring", "device_setup", "importing"},
     {"page"},
     {"report"},
-    {"search", "bundle", "config", "shrink", "students"},
+    {"search", "bundle", "config", "shrink", "students", "learn"},
     {"tables", "allocation", "operator_times", "engines"},
     {"techniques", "lower", "parity", "estimate", "bench", "evaluate", "jetson"},
     {"execute", "model", "graph", "profiles", "calibration", "transport", "tflite_file"},

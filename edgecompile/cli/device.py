@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecompile.cli.common import PATH, common, face, print_json
+from edgecompile.cli.common import ON_HELP, PATH, common, face, print_json
 from edgecompile.errors import InputError
 
 if TYPE_CHECKING:
@@ -128,4 +128,76 @@ def report(on: str, out: Path | None, quiet: bool, verbose: int, debug: bool) ->
     else:
         write_atomically(path, text.encode())
         click.echo(f"wrote {path}: read it, then send it to whom you like (nothing was sent)")
+    return 0
+
+
+@device.command("learn")
+@click.option("--on", default="local", show_default=True, help=ON_HELP)
+@click.option("--out", type=PATH, help="The profile.  [default: NAME-OF-THE-DEVICE.toml]")
+@click.option(
+    "--runtime",
+    multiple=True,
+    type=click.Choice(["tflite", "onnxruntime"]),
+    help="Only this runtime; else all that the device has. Repeatable.",
+)
+@click.option(
+    "--precision",
+    multiple=True,
+    type=click.Choice(["fp32", "int8"]),
+    default=("fp32", "int8"),
+    help="Only this precision; else both. Repeatable.",
+)
+@click.option(
+    "--threads", multiple=True, type=click.IntRange(min=1), default=(1,), show_default=True, help="Repeatable."
+)
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=5.0,
+    show_default=True,
+    help="Minutes that measuring may take, for all tables together.",
+)
+@click.option("--force", is_flag=True, help="Replace a profile that is there.")
+@click.option("--fresh", is_flag=True, help="Measure all anew instead of going on where a stopped run was.")
+@click.option("--json", "as_json", is_flag=True)
+@common
+def learn(
+    on: str,
+    out: Path | None,
+    runtime: tuple[str, ...],
+    precision: tuple[str, ...],
+    threads: tuple[int, ...],
+    time_limit: float,
+    force: bool,
+    fresh: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: int,
+    debug: bool,
+) -> int:
+    """Measure what operators cost on a device, and write it as a profile for --target.
+
+    Some hundred single operators and a few small nets are measured in each runtime and precision. What was measured
+    is kept: after Ctrl-C or a lost connection the same command goes on.
+    """
+    from edgecompile import learn as learning
+    from edgecompile import report
+    from edgecompile.types import to_builtins
+
+    terminal = face(quiet, verbose, debug)
+    request = learning.LearnRequest(
+        on=on,
+        out=out,
+        runtimes=runtime,  # type: ignore[arg-type]
+        precisions=precision,  # type: ignore[arg-type]
+        threads=tuple(sorted(set(threads))),
+        time_limit_s=60 * time_limit,
+        force=force,
+        fresh=fresh,
+    )
+    result = learning.learn(request, terminal)
+    if as_json:
+        print_json({"path": str(result.path), "seconds": result.seconds, "profile": to_builtins(result.profile)})
+    else:
+        terminal.print(*report.learned(result.profile, str(result.path), result.seconds))
     return 0

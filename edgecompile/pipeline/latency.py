@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from edgecompile import bench, engines, estimate, tables
+from edgecompile import bench, engines, estimate, learn, tables
 from edgecompile.errors import DeviceError, EdgecompileError, InputError, UnsupportedModelError
 from edgecompile.jetson import versions as versions_of_tensorrt
 from edgecompile.lower import tensorrt
@@ -38,8 +38,18 @@ def add_latency(job: Job, candidates: Sequence[Candidate], *, required: bool = F
 
 
 def estimated(job: Job, plan: Plan) -> Measurement:
-    return estimate.latency(
-        changed(job, plan).costs if plan.steps else job.costs,
+    """By what was learned of the device, else by its cost tables."""
+    shaped = changed(job, plan) if plan.steps else job
+    learned = learn.latency(
+        shaped.model.path,
+        job.profile,
+        runtime=plan.runtime,
+        precision=plan.precision,
+        threads=job.threads,
+        percentile=job.budget.percentile,
+    )
+    return learned or estimate.latency(
+        shaped.costs,
         job.profile,
         runtime=plan.runtime,
         precision=plan.precision,
@@ -221,6 +231,11 @@ def operator_times(job: Job, plan: Plan, keys: Sequence[tables.OperatorKey]) -> 
                 fingerprint=job.machine,
                 transport=transport,
             )
+    learned = learn.operator_times(
+        keys, job.profile, runtime=plan.runtime, precision=plan.precision, threads=job.threads
+    )
+    if learned is not None:
+        return learned
     costs = job.profile.costs(plan.runtime, plan.precision)
     assert costs is not None, "what is estimated has a cost table"
     tile = tile_of(job, plan)

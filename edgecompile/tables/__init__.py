@@ -6,6 +6,6 @@ A sum of operators measured alone predicts a whole model well enough to compare 
 
 from edgecompile.tables.graph import keys_of
 from edgecompile.tables.key import OperatorKey
-from edgecompile.tables.timing import MeasureOptions, footprint_bytes, measure
+from edgecompile.tables.timing import MeasureOptions, footprint_bytes, measure, measure_alone
 
-__all__ = ["MeasureOptions", "OperatorKey", "footprint_bytes", "keys_of", "measure"]
+__all__ = ["MeasureOptions", "OperatorKey", "footprint_bytes", "keys_of", "measure", "measure_alone"]

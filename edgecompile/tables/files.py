@@ -46,8 +46,7 @@ def onnx_model(key: OperatorKey, *, seed: int = 0) -> onnx.ModelProto:
     operands = [value.name for value in inputs]
     for position, name in sorted((p, f"w{p}") for p in constants):
         operands[position:position] = [*[""] * (position - len(operands)), name]
-    nodes = [helper.make_node(key.op_type, operands, ["made"], name="operator", **_attributes(key))]
-    nodes += _activation(key)
+    nodes = _operator(key, operands) + _activation(key)
     weights = [numpy_helper.from_array(values, f"w{position}") for position, values in constants.items()]
     weights += [numpy_helper.from_array(np.float32(v), n) for n, v in (("low", 0), ("high", 6))] if _clips(key) else []
     graph = helper.make_graph(nodes, "operator", inputs, [onnx.ValueInfoProto(name=nodes[-1].output[0])], weights)
@@ -112,6 +111,15 @@ def _attributes(key: OperatorKey) -> dict[str, Any]:
     return found
 
 
+def _operator(key: OperatorKey, operands: list[str]) -> list[Any]:
+    from onnx import helper
+
+    if key.op_type == "SiLU":  # no operator of ONNX, but one of a table: an activation by itself
+        gate = helper.make_node("Sigmoid", operands, ["gate"], name="gate")
+        return [gate, helper.make_node("Mul", [*operands, "gate"], ["made"], name="operator")]
+    return [helper.make_node(key.op_type, operands, ["made"], name="operator", **_attributes(key))]
+
+
 def _clips(key: OperatorKey) -> bool:
     return key.activation == "Clip"
 
@@ -138,19 +146,29 @@ def lowered(
     precision: Precision,
     workdir: Path,
     seed: int = 0,
+    float_edges: bool = False,
 ) -> list[Path | None]:
-    """A file for each graph, in ``workdir``; ``None`` for what the runtime or the precision does not take alone."""
+    """A file for each graph, in ``workdir``; ``None`` for what the runtime or the precision does not take alone.
+
+    An INT8 file has INT8 inputs and outputs, as an operator has between two others; with ``float_edges`` it has those
+    of a file that ships.
+    """
     first: Precision = "fp32" if runtime == "tflite" else precision
-    made = [_lower_one(graph, runtime, first, workdir / str(i), seed) for i, graph in enumerate(graphs)]
+    made = [_lower_one(graph, runtime, first, workdir / str(i), seed, float_edges) for i, graph in enumerate(graphs)]
     if runtime == "tflite" and precision == "int8":
-        return _quantized(made, workdir)
+        return _quantized(made, workdir, float_edges)
     if runtime == "tflite" and precision == "fp16":
         return [_float16(artifact) for artifact, _ in made]
     return [artifact.file if artifact else None for artifact, _ in made]
 
 
 def _lower_one(
-    graph: onnx.ModelProto | None, runtime: RuntimeName, precision: Precision, folder: Path, seed: int
+    graph: onnx.ModelProto | None,
+    runtime: RuntimeName,
+    precision: Precision,
+    folder: Path,
+    seed: int,
+    float_edges: bool,
 ) -> tuple[Artifact | None, list[Arrays]]:
     import onnx
 
@@ -162,7 +180,7 @@ def _lower_one(
         plan = Plan(runtime=runtime, precision=precision)
         path = lower.RUNTIMES[runtime].paths[0]  # the first is ours: another takes seconds for each file
         artifact = lower.RUNTIMES[runtime].lower(model, plan, samples, folder, path=path)
-        if runtime == "onnxruntime" and precision == "int8":
+        if runtime == "onnxruntime" and precision == "int8" and not float_edges:
             write_atomically(artifact.file, without_float_edges(onnx.load(str(artifact.file))).SerializeToString())
         return artifact, samples
     except EdgecompileError as exc:
@@ -214,11 +232,11 @@ def _float16(artifact: Artifact | None) -> Path | None:
     return file
 
 
-def _quantized(made: Sequence[tuple[Artifact | None, list[Arrays]]], workdir: Path) -> list[Path | None]:
-    """INT8 files by the quantizer that candidates go through, all in one child: importing it takes seconds.
-
-    Inputs and outputs are int8 too, as they are between two operators of a whole model.
-    """
+def _quantized(
+    made: Sequence[tuple[Artifact | None, list[Arrays]]], workdir: Path, float_edges: bool
+) -> list[Path | None]:
+    """INT8 files by the quantizer that candidates go through, all in one child: importing it takes seconds."""
+    edges = "float32" if float_edges else "int8"
     jobs = []
     for artifact, samples in made:
         if artifact is None:
@@ -227,7 +245,7 @@ def _quantized(made: Sequence[tuple[Artifact | None, list[Arrays]]], workdir: Pa
         (folder / "float.tflite").write_bytes(artifact.file.read_bytes())
         names = [port.spec.name for port in artifact.inputs]
         child.write_samples(folder, [quantize_tflite.to_file_inputs(artifact.inputs, s) for s in samples], names)
-        jobs.append({"folder": str(folder.resolve()), "inputs": names, "io_dtype": "int8"})
+        jobs.append({"folder": str(folder.resolve()), "inputs": names, "io_dtype": edges})
     if jobs:
         child.call(
             "edgecompile.tables.files:quantize_in_child",

@@ -129,6 +129,37 @@ def measure(
     cannot be a file of its own is estimated by the bytes it moves, at the rate of the operators measured that do
     little else. Raises `DeviceError` when the machine or its runtime fails, `InputError` for an emulated machine.
     """
+    known = measure_alone(
+        keys,
+        runtime=runtime,
+        precision=precision,
+        threads=threads,
+        workdir=workdir,
+        cache=cache,
+        fingerprint=fingerprint,
+        transport=transport,
+        options=options,
+        seed=seed,
+        progress=progress,
+    )
+    return _completed(list(known), known, precision)
+
+
+def measure_alone(
+    keys: Sequence[OperatorKey],
+    *,
+    runtime: RuntimeName,
+    precision: Precision,
+    threads: int,
+    workdir: Path,
+    cache: Path | Store,
+    fingerprint: str = "",
+    transport: Transport | None = None,
+    options: MeasureOptions | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> dict[OperatorKey, float | None]:
+    """As `measure`; ``None`` for an operator that cannot be a file of its own."""
     lab.refuse_latency(transport)
     where = _Where(
         runtime=runtime,
@@ -151,7 +182,7 @@ def measure(
             for key in portion:
                 known[key] = _keep(store, where.cache_key(key), found[key])
             advance(len(portion))
-    return _completed(distinct, known, precision)
+    return {key: known[key].ms for key in distinct}
 
 
 def _kept(store: Store, key: str) -> Timed | None:
@@ -266,15 +297,15 @@ def _parsed(data: bytes) -> tuple[_Time, ...]:
 
 
 def _completed(
-    keys: Sequence[OperatorKey], known: Mapping[OperatorKey, Timed], precision: Precision
+    keys: Sequence[OperatorKey], known: Mapping[OperatorKey, float | None], precision: Precision
 ) -> dict[OperatorKey, float]:
     """The times, with estimates by the bytes moved where there is none."""
     width = _BYTES[precision]
-    streamed = [(width * k.elements, t.ms) for k, t in known.items() if t.ms is not None and k.op_type in _STREAMING]
+    streamed = [(width * k.elements, ms) for k, ms in known.items() if ms is not None and k.op_type in _STREAMING]
     rate = sum(size for size, _ in streamed) / sum(ms for _, ms in streamed) if streamed else _RATE
     found = {}
     for key in keys:
-        ms = known[key].ms
+        ms = known[key]
         found[key] = width * key.elements / rate if ms is None else ms
     return found
 

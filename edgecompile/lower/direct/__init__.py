@@ -76,6 +76,15 @@ def lower(model: onnx.ModelProto, *, input_layout: InputLayout = "nhwc") -> Dire
     )
 
 
+def placed(model: onnx.ModelProto) -> Graph | None:
+    """The graph that `lower` writes, after all passes; ``None`` for a model that is not lowered."""
+    reader = _read(model)
+    if reader.refusals:
+        return None
+    passes.run(reader.graph, channels_last=True)
+    return reader.graph
+
+
 def _read(model: onnx.ModelProto) -> Reader:
     if model.functions:
         model = _inlined(model)
@@ -115,4 +124,4 @@ def _unsupported(refusals: Iterable[Refusal]) -> UnsupportedModelError:
     )
 
 
-__all__ = ["DirectResult", "Refusal", "check", "lower"]
+__all__ = ["DirectResult", "Refusal", "check", "lower", "placed"]
