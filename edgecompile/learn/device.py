@@ -69,6 +69,6 @@ def usable(found: Facts, asked: Sequence[RuntimeName], transport: Transport) -> 
         reason = found.runtimes[missing[0]].error
         raise DeviceError(
             f"{transport.description} has no runtime for {missing[0]}: {reason}",
-            remedy=f"install it there with: pip install {_PIP.get(missing[0], missing[0])}",
+            remedy=f"install it there with: pip install {_PIP[missing[0]]}, or by edgecompile device setup",
         )
     return tuple(asked) or present

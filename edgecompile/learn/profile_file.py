@@ -70,21 +70,23 @@ def _assignment(key: str, value: Any) -> Iterator[str]:
         yield line
         return
     yield f"{key} = ["
-    row = ""
-    for item in map(_value, value):
-        if row and len(row) + len(item) > _WIDE - 6:
-            yield f"    {row}"
-            row = ""
-        row += f"{item}, " if not row or row.endswith(" ") else f" {item},"
-    yield f"    {row.rstrip()}"
+    row: list[str] = []
+    for item in (f"{_value(one, inside=True)}," for one in value):
+        if row and sum(map(len, row)) + len(row) + len(item) > _WIDE - 4:
+            yield f"    {' '.join(row)}"
+            row = []
+        row.append(item)
+    yield f"    {' '.join(row)}"
     yield "]"
 
 
-def _value(value: Any) -> str:
+def _value(value: Any, *, inside: bool = False) -> str:
+    """A value; ``inside`` an array, whole numbers are written as such, since most of them count something."""
     if isinstance(value, tuple):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(_value(one, inside=True) for one in value)}]"
     if isinstance(value, float):
-        short = f"{value:.6g}"
-        return short if any(c in short for c in ".en") else f"{short}.0" if abs(value) < 1e6 else repr(value)
+        if value.is_integer() and abs(value) < 1e15:
+            return f"{value:.0f}" if inside else f"{value:.1f}"
+        return f"{value:.6g}"
     # JSON's strings, booleans and integers are TOML's.
     return json.dumps(value, ensure_ascii=False)

@@ -18,7 +18,7 @@ from edgecompile.profiles import Costs, CostTable, DeviceProfile, Learned, Runti
 from edgecompile.progress import Progress
 from edgecompile.store import Store, cache_root, write_atomically
 from edgecompile.tables import OperatorKey
-from edgecompile.transport import Transport, open_transport
+from edgecompile.transport import Transport, lab, open_transport
 from edgecompile.types import PRECISIONS, Precision, RuntimeName, digest
 
 #: The runtimes that can be learned, and what is worth learning of them.
@@ -78,6 +78,7 @@ def learn(request: LearnRequest, progress: Progress) -> LearnResult:
         _refuse_taken(request.out, request.force)
     start = time.monotonic()
     with open_transport(request.on, waiting=progress.note) as transport:
+        lab.refuse_latency(transport)
         facts = device.facts(transport, request.runtimes or RUNTIMES)
         path = request.out or Path(f"{name_of(facts)}.toml")
         _refuse_taken(path, request.force)
