@@ -201,6 +201,24 @@ def test_verify_runs_the_golden_vectors(built: tuple[Done, Path], tmp_path: Path
     assert "differs from the golden vector" in done.err
 
 
+def test_no_command_runs_the_runner_of_a_bundle_from_elsewhere(built: tuple[Done, Path], tmp_path: Path) -> None:
+    import shutil
+
+    from edgecompile.types import file_sha256
+
+    copy, ran = tmp_path / "copy", tmp_path / "ran"
+    shutil.copytree(built[1], copy)
+    document = json.loads((copy / "manifest.json").read_text())
+    for file in document["files"]:
+        if file["role"] == "runner":
+            (copy / file["path"]).write_text(f"open({str(ran)!r}, 'w')\n")
+            file["sha256"] = file_sha256(copy / file["path"])
+    (copy / "manifest.json").write_text(json.dumps(document))
+    assert edgecompile("verify", copy).code == 0
+    assert edgecompile("bench", copy, *QUICK).code == 0
+    assert not ran.exists()
+
+
 def test_verify_refuses_a_manifest_that_points_outside(built: tuple[Done, Path], tmp_path: Path) -> None:
     import shutil
 
