@@ -112,7 +112,7 @@ def request(model: str, **options: Unpack[BuildOptions]) -> BuildRequest:
     if given.get("budget_ms") is not None and given.get("use_case") is not None:
         raise InputError("--budget-ms and --use-case both set the budget", remedy="give one of them")
     _check_training(given)
-    given.setdefault("out", Path("out") / given["target"])
+    given.setdefault("out", Path("out") / folder_name(given["target"]))
     return BuildRequest(model=model, **{_FIELDS.get(name, name): _as_field(name, v) for name, v in given.items()})
 
 
@@ -123,6 +123,11 @@ def _check_training(given: Mapping[str, Any]) -> None:
     for name in ("student", "training"):
         if given.get(name) and not given.get("train"):
             raise InputError(f"--{name} is about training, which was not asked for", remedy="add --train")
+
+
+def folder_name(target: str) -> str:
+    """What the bundle's folder is called by default: the target; of a profile's file, its name without the ending."""
+    return Path(target).stem if target.endswith(".toml") else Path(target).name
 
 
 def _as_field(name: str, value: Any) -> Any:

@@ -370,6 +370,30 @@ def test_several_targets_from_the_project_file(project: Project, tmp_path: Path)
     assert pi4.budget.max_drop == 8, "the command line wins"
 
 
+def test_of_budget_and_use_case_the_nearer_one_wins(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "edgecompile.toml").write_text(
+        f'model = "{project.model}"\ntarget = ["pi4", "pi5"]\nuse_case = "search"\n[targets.pi4]\nbudget_ms = 7\n'
+    )
+
+    def budgets(*arguments: str) -> list[float]:
+        done = edgecompile("build", "--dry-run", "--json", *arguments, cwd=tmp_path)
+        assert done.code == 0, done.err
+        return [plan["budget"]["latency_ms"] for plan in json.loads(done.out)]
+
+    assert budgets() == [7, 50], "a device's own table before the common part"
+    assert budgets("--use-case", "voice") == [100, 100], "the command line before both"
+    refused(2, "both set the budget", "build", "--budget-ms", "3", "--use-case", "voice", cwd=tmp_path)
+
+
+def test_a_profile_from_a_file_names_the_bundles_folder(project: Project, tmp_path: Path) -> None:
+    board = tmp_path / "boards" / "my-board.toml"
+    board.parent.mkdir()
+    board.write_text((Path(__file__).parents[1] / "device_profiles" / "raspberry-pi-4.toml").read_text())
+    done = edgecompile("build", project.model, "--target", board, "--precision", "fp32", cwd=tmp_path)
+    assert done.code == 6, done.err
+    assert bundle.read(tmp_path / "out" / "my-board").manifest.target == "my-board"
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [

@@ -307,6 +307,8 @@ def _config(ctx: click.Context, path: Path | None) -> ProjectConfig | None:
 
 def _requests(ctx: click.Context, config: ProjectConfig | None, *, trust: bool, fresh: bool) -> list[BuildRequest]:
     """One request a target, from the command line, the project file and the defaults, in this order."""
+    from edgecompile import api
+
     targets = _resolve(ctx, config, None)["target"][0]
     if not targets:
         raise InputError("no target is given", remedy="add --target, like --target pi4; edgecompile devices lists them")
@@ -314,7 +316,8 @@ def _requests(ctx: click.Context, config: ProjectConfig | None, *, trust: bool, 
     times = Counter(target for target, _ in pairs)
     requests = []
     for target, on in pairs:
-        folder = f"{target}@{_file_name(on)}" if times[target] > 1 and on is not None else target
+        name = api.folder_name(target)
+        folder = f"{name}@{_file_name(on)}" if times[target] > 1 and on is not None else name
         several = folder if len(pairs) > 1 else None
         requests.append(_request(ctx, config, target, on, several=several, trust=trust, fresh=fresh))
     return requests
@@ -388,6 +391,8 @@ def _typed(ctx: click.Context, param: click.Parameter, value: Value, path: Path)
         typed = param.type_cast_value(ctx, given)
     except click.BadParameter as exc:
         raise InputError(f"{path}: {param.name} = {value!r}: {exc.message}", remedy="mend the file") from exc
+    if param.name in ("preset", "plan") and isinstance(typed, str) and ("/" in typed or typed.endswith(".toml")):
+        return str(path.parent / typed)
     return path.parent / typed if isinstance(typed, Path) else typed
 
 
@@ -404,24 +409,35 @@ def _request(
     """The request of one target. ``several`` is the folder within ``--out`` where there are others, too."""
     from edgecompile import api
 
-    resolved = _resolve(ctx, config, target)
+    resolved = _one_budget(_resolve(ctx, config, target), config, _table(config, target) if config else None)
     value = {name: pair[0] for name, pair in resolved.items()}
     if value["model"] is None:
         raise InputError(
             "no model is given", remedy="name it: edgecompile build MODEL --target ...; or edgecompile init"
         )
     out = value.pop("out") or Path("out")
+    if several or resolved["out"][0] is None:
+        out /= several or api.folder_name(target)
     model = _model_reference(value.pop("model"), resolved["model"][1], config)
     value["target"], value["on"] = target, on
     return api.request(
         model,
         **value,
-        out=out / (several or target) if several or resolved["out"][0] is None else out,
+        out=out,
         trust=trust,
         fresh=fresh,
         options=_origins({**resolved, "on": (on, resolved["on"][1])}, target),
         command_line=("edgecompile", *sys.argv[1:]),
     )
+
+
+def _one_budget(resolved: Resolved, config: ProjectConfig | None, table: str | None) -> Resolved:
+    """Of ``--budget-ms`` and ``--use-case`` the one that was given nearer to the command line."""
+    own = config.targets.get(table, {}) if config is not None and table is not None else {}
+    rank = {name: (resolved[name][1] == "command line", name in own) for name in ("budget_ms", "use_case")}
+    if None in (resolved["budget_ms"][0], resolved["use_case"][0]) or rank["budget_ms"] == rank["use_case"]:
+        return resolved
+    return {**resolved, min(rank, key=lambda name: rank[name]): (None, "default")}
 
 
 def _model_reference(ref: str, origin: str, config: ProjectConfig | None) -> str:
