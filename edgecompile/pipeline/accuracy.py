@@ -104,7 +104,7 @@ def _on_device(job: Job, chosen: Candidate) -> Accuracy:
     assert artifact is not None
     mine = changed(job, chosen.plan)
     samples = job.data.evaluation[:count]
-    with job.progress.stage(f"Run {len(samples)} samples on the device"), tempfile.TemporaryDirectory() as name:
+    with job.progress.stage(f"Run {len(samples)} samples on {job.there}"), tempfile.TemporaryDirectory() as name:
         reference = evaluate.reference(execute.original(job.model), samples)
         inputs, outputs = Path(name) / "inputs.npz", Path(name) / "outputs.npz"
         bundle.write_arrays(inputs, [execute.to_file_inputs(artifact, s) for s in mine.data.evaluation[:count]])

@@ -72,6 +72,11 @@ class Job:
         return lab.core_of(self.request.on)
 
     @property
+    def there(self) -> str:
+        """What the files run on besides this machine, in words."""
+        return "the device" if self.emulated is None else f"the emulated {self.emulated}"
+
+    @property
     def machine(self) -> str:
         """What measurements of the device are known by."""
         found = machine_id() if self.request.on in (None, "local") else digest(self.request.on)

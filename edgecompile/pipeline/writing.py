@@ -118,7 +118,7 @@ def _verdict(job: Job, choice: search.Choice, accuracy: Accuracy | None, golden:
     missed = search.accuracy_violations(accuracy, job.budget)
     faults = [f"{found.device}: {found.fault}" for found in golden.devices if found.fault is not None]
     if faults:
-        text = f"{choice.candidate.plan.label} does not compute the same on the device: {'; '.join(faults)}"
+        text = f"{choice.candidate.plan.label} does not compute the same on {job.there}: {'; '.join(faults)}"
         help_ = ("see what it costs there: --eval-on-device N", "install the runtime of this machine on the device")
         return bundle.Verdict(status="not met", text=text, exit_code=LimitNotMet.exit_code, help=help_)
     if choice.status == "not met" or missed:
@@ -179,7 +179,7 @@ def _checked(
     if artifact.runtime == "tensorrt" and engine is None:
         return golden
     with (
-        job.progress.stage("Check the golden vectors on the device"),
+        job.progress.stage(f"Check the golden vectors on {job.there}"),
         tempfile.TemporaryDirectory() as folder,
         job.transport() as transport,
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,10 @@ def test_a_build_runs_on_the_board_and_takes_no_latency_from_it(built: tuple[Don
     assert manifest.verdict.status == "predicted"
     assert {c.measurement.provenance for c in manifest.candidates if c.measurement} == {"estimated"}
     assert "an emulated board has no latency" in " ".join(done.err.split())
-    assert "Check the golden vectors on the device" in done.err
+    assert "Check the golden vectors on the emulated Cortex-A72" in done.err
+    (there,) = manifest.golden.devices
+    assert there.device == "lab:pi4 (emulated Cortex-A72)"
+    assert there.fault is None
 
 
 def test_a_build_counts_the_instructions_of_every_candidate(built: tuple[Done, Path]) -> None:
@@ -309,3 +313,32 @@ def test_missing_user_namespaces_are_named(lab_folder: Path, tmp_path: Path) -> 
     assert done.returncode == 4, done.stderr
     assert "unshare" in done.stderr
     assert "user.max_user_namespaces" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------- the documented workflow
+
+
+def test_the_commands_of_the_documented_workflow_run(
+    bundles: dict[str, Path], project: Project, tmp_path: Path
+) -> None:
+    """Those of edgecompile itself, as the workflow's shell runs them, in a project whose baseline is in it."""
+    root = Path(__file__).resolve().parents[2]
+    commands = re.findall(r"^ *run: (edgecompile .+)$", (root / "docs" / "ci-workflow.yml").read_text(), re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["build", "check", "lab"]
+    (tmp_path / "edgecompile.toml").write_text(
+        f'model = "{project.model}"\ndata = "{project.train}"\ntarget = "pi4"\nbudget_ms = 1000\nprecision = "fp32"\n'
+    )
+    shutil.copytree(bundles["fp32"], tmp_path / "bundles" / "pi4")
+    program = tmp_path / "bin" / "edgecompile"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m edgecompile "$@"\n')
+    program.chmod(0o755)
+    env = {**os.environ, "PATH": f"{program.parent}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", command],
+            cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
+    assert bundle.read(tmp_path / "built").manifest.emulated == "Cortex-A72"
+    assert lab.boxes() == ()
