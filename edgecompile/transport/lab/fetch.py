@@ -19,7 +19,7 @@ from pathlib import Path
 
 from edgecompile.errors import DeviceError
 from edgecompile.progress import Progress
-from edgecompile.transport.lab.places import Deadline, program, root, run
+from edgecompile.transport.lab.places import Deadline, is_full, program, root, run
 from edgecompile.types import file_sha256
 
 RELEASE = "bookworm"
@@ -92,7 +92,8 @@ def _index(apt: str, deadline: Deadline) -> dict[str, str]:
             remedy = (
                 f"see that {mirror} can be reached from here (proxies are taken from apt's configuration), or name "
             )
-            failed = failed or DeviceError(exc.message, remedy=remedy + "another with EDGECOMPILE_DEBIAN_MIRROR")
+            remedy += "another with EDGECOMPILE_DEBIAN_MIRROR"
+            failed = failed or DeviceError(exc.message, remedy=exc.remedy if is_full(exc.message) else remedy)
         else:
             return settings
     assert failed is not None

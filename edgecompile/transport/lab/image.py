@@ -21,7 +21,7 @@ from edgecompile import content
 from edgecompile.errors import DeviceError
 from edgecompile.progress import Progress
 from edgecompile.transport.lab import fetch
-from edgecompile.transport.lab.places import Deadline, locked, program, root, run
+from edgecompile.transport.lab.places import ROOM, Deadline, is_full, locked, program, root, run
 
 _LEFT_OUT = (
     "./usr/share/doc", "./usr/share/man", "./usr/share/locale", "./usr/share/info", "./usr/share/perl*",
@@ -86,9 +86,7 @@ def _require_room() -> None:
 
 
 def _no_room(fault: str) -> DeviceError:
-    return DeviceError(
-        f"{root()}: {fault}", remedy="make room, or name a folder on another disk with the variable EDGECOMPILE_LAB"
-    )
+    return DeviceError(f"{root()}: {fault}", remedy=ROOM)
 
 
 def _make(image: Path, progress: Progress, deadline: Deadline) -> None:
@@ -133,12 +131,14 @@ def _unpack(package: Path, image: Path, deadline: Deadline) -> None:
     write = [program("tar", "tar", "unpacks packages"), "-x", "-C", str(image), "--keep-directory-symlink"]
     write += ["--no-same-owner", "--no-same-permissions", *(f"--exclude={pattern}" for pattern in _LEFT_OUT)]
     with subprocess.Popen(unpack, stdout=subprocess.PIPE) as source:
-        done = subprocess.run(write, stdin=source.stdout, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "LC_ALL": "C"}
+        done = subprocess.run(write, stdin=source.stdout, capture_output=True, text=True, check=False, env=environment)
     if source.returncode or done.returncode:
-        package.unlink(missing_ok=True)
+        if is_full(done.stderr):
+            raise _no_room(f"no space is left to unpack {package.name}")
         raise DeviceError(
             f"cannot unpack {package.name}: {done.stderr.strip()[-200:]}",
-            remedy=f"see that {root()} lies on a disk with room for {_NEEDED_BYTES / 1e6:.0f} MB, and try again",
+            remedy=f"see that files can be written in {root()} and run from there, and try again",
         )
     _ = deadline.left_s
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -18,6 +19,8 @@ _SEARCHED = os.pathsep.join(filter(None, (os.environ.get("PATH"), "/usr/sbin", "
 _LAST_WORDS = 400
 _WATCH_S = 0.2
 _PATIENCE_S = 1.0
+#: What to do when the disk is full.
+ROOM = "make room, or name a folder on another disk with the variable EDGECOMPILE_LAB"
 
 
 def root() -> Path:
@@ -94,11 +97,17 @@ def run(
             raise
     if process.returncode:
         said = (err.strip() or out.strip())[-_LAST_WORDS:]
+        full = is_full(said)
         raise DeviceError(
             f"{doing} failed: {Path(argv[0]).name} ended with exit code {process.returncode}: {said}",
-            remedy="see that the package mirrors can be reached from here and that there is room on the disk",
+            remedy=ROOM if full else "see that the package mirrors can be reached from here",
         )
     return out
+
+
+def is_full(said: str) -> bool:
+    """Whether a program complains of a full disk."""
+    return os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said
 
 
 def _communicate(process: subprocess.Popen[str], deadline: Deadline, watch: Callable[[], None]) -> tuple[str, str]:
@@ -141,4 +150,4 @@ def locked(path: Path, deadline: Deadline, *, waiting: Callable[[], None] = lamb
         yield
 
 
-__all__ = ["Deadline", "locked", "program", "root", "run"]
+__all__ = ["ROOM", "Deadline", "is_full", "locked", "program", "root", "run"]
