@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from edgecompile import bench, bundle, checking
+from edgecompile import bench, bundle, checking, measuring
 from edgecompile.errors import InputError, LimitNotMet
-from edgecompile.progress import Silent
+from edgecompile.progress import Progress, Silent
+from edgecompile.transport import lab
+from edgecompile.types import InstructionCount
 from tests.net import Project, make_project
 from tests.test_cli import edgecompile
 
@@ -109,3 +112,54 @@ def test_what_is_no_bundle_or_was_changed_is_refused(bundles: dict[str, Path], t
         stream.write(b"x")
     with pytest.raises(LimitNotMet):
         checking.check(changed, bundles["fp32"], OPTIONS, Silent())
+
+
+# ------------------------------------------------------------------------- on an emulated board, which stands for none
+
+
+@pytest.fixture
+def board(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """An emulated board that counts what stands in the list, for the baseline and for the new file."""
+    counts: list[int] = []
+
+    def count(paths: Sequence[Path], progress: Progress, *, on: str, runs: int = 5) -> measuring.CountReport:
+        found = tuple(
+            InstructionCount(core="Cortex-A72", per_inference=n, spread=0.0, runs=runs, runtime="some 1", image="x")
+            for n in counts
+        )
+        ratios = tuple(n / counts[0] for n in counts)
+        return measuring.CountReport(names=tuple(map(str, paths)), counts=found, ratios=ratios)
+
+    def compare_golden(opened: bundle.Bundle, *, on: str, progress: Progress) -> measuring.GoldenReport:
+        return measuring.GoldenReport(samples=8, comparison="exact", largest_error=0.0, through="the shipped file")
+
+    monkeypatch.setattr(measuring, "count", count)
+    monkeypatch.setattr(measuring, "compare_golden", compare_golden)
+    monkeypatch.setattr(lab, "ready", lambda where, progress: None)
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "allowed", "worse", "change"),
+    [
+        (1000000, 1010000, 1.01, False, "+1.00 % (emulated Cortex-A72)"),
+        (1000000, 1010001, 1.01, True, "+1.00 % (emulated Cortex-A72)"),
+        (1000000, 900000, 1.01, False, "-10.00 % (emulated Cortex-A72)"),
+        (1000000, 1200000, 1.5, False, "+20.00 % (emulated Cortex-A72)"),
+    ],
+)
+def test_more_instructions_than_allowed_are_worse(
+    bundles: dict[str, Path], board: list[int], before: int, after: int, allowed: float, worse: bool, change: str
+) -> None:
+    board += [before, after]
+    loose = checking.Tolerance(size=1000.0, accuracy_points=100.0, instructions=allowed)
+    report = checking.check(bundles["int8"], bundles["fp32"], OPTIONS, Silent(), on="lab:pi4", tolerance=loose)
+    found = _by_quantity(report)
+    assert set(found) == {"size", "accuracy", "outputs", "instructions"}
+    assert (found["instructions"].worse, found["instructions"].change) == (worse, change)
+    assert report.passed is not worse
+
+
+def test_the_same_file_is_not_counted(bundles: dict[str, Path], board: list[int]) -> None:
+    report = checking.check(bundles["int8"], bundles["int8"], OPTIONS, Silent(), on="lab:pi4")
+    assert _by_quantity(report)["instructions"].now == "the same file"

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from edgecompile import bench, profiles, report
-from edgecompile.types import Measurement, Ratio
+from edgecompile.types import InstructionCount, Measurement, Ratio
 
 
 def shown(table: Table, width: int = 80) -> list[str]:
@@ -86,3 +86,20 @@ def test_the_stage_that_measures_says_how_long_it_takes(
 ) -> None:
     assert options.least_s(files) == pytest.approx(least_s)
     assert options.title(files) == f"Measure {files} file{'s' if files > 1 else ''}, {least_s:.0f} s or more"
+
+
+def test_instructions_stand_under_the_emulated_core_and_are_no_times() -> None:
+    found = [
+        InstructionCount(
+            core="Cortex-A53", per_inference=n, spread=0.0, runs=5, runtime="ai_edge_litert 2.1.0", image=""
+        )
+        for n in (997_323_320, 695_121_699)
+    ]
+    table, words = report.counts(["a/very/long/path/to/a/bundle", "b.tflite"], found, [1.0, 0.697])
+    assert isinstance(table, Table)
+    lines = shown(table)
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "instructions (emulated Cortex-A53)"
+    assert lines[2].split() == ["a/very/long/path/to/a/bundle", "997,323,320", "1.0000", "ai_edge_litert", "2.1.0"]
+    assert "No times" in str(words)
+    assert " ms" not in "\n".join(lines)
