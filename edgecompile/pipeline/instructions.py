@@ -18,8 +18,9 @@ def add_instructions(job: Job, candidates: Sequence[Candidate]) -> list[Candidat
     """The candidates with the instructions that an inference takes on the emulated board, where there is one."""
     if job.emulated is None:
         return list(candidates)
-    # What is made for TensorRT is meant for a GPU: its instructions on a CPU would say nothing.
-    wanted = [c for c in candidates if c.artifact is not None and c.failure is None and c.plan.runtime != "tensorrt"]
+    # What is meant for a GPU is left out: its instructions on a CPU would say nothing.
+    on_cpu = [c for c in candidates if c.plan.runtime != "tensorrt" and c.plan.provider is None]
+    wanted = [c for c in on_cpu if c.artifact is not None and c.failure is None]
     counted = {}
     with job.transport() as board, job.progress.stage("Count instructions", total=len(wanted)) as step:
         for candidate in wanted:
