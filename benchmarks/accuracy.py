@@ -43,7 +43,7 @@ def build(net: str, data: Path, images: Path, out: Path, runtime: RuntimeName, p
         weights=data / "models" / "resnet-cifar10" / CHECKPOINTS[net],
         trust=True,
         input_shapes=(("", (1, 3, 32, 32)),),
-        target=_jetson(out.parent) if runtime == "tensorrt" else "x86",
+        target="orin-nano" if runtime == "tensorrt" else "x86",
         out=out,
         budget_ms=1000.0,
         data=images / "train",
@@ -54,14 +54,6 @@ def build(net: str, data: Path, images: Path, out: Path, runtime: RuntimeName, p
         threads=1,
     )
     return pipeline.build(request, report.Face(quiet=True)).bundle.manifest
-
-
-def _jetson(folder: Path) -> str:
-    """A Jetson's profile that offers INT8 as well, whether or not the built-in one does."""
-    text = (ROOT / "device_profiles" / "jetson-orin-nano.toml").read_text()
-    path = folder / "jetson-orin-nano.toml"
-    path.write_text(text.replace('precisions = ["fp16", "fp32"]', 'precisions = ["fp16", "fp32", "int8"]'))
-    return str(path)
 
 
 def main() -> None:

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 
 
 PARITY_SAMPLES = 8
+#: A GPU has FP16 at little cost, so that INT8 there must be close to float: noise of a tenth of the signal's power.
+_INT8_ON_GPU_DB = 10.0
 
 
 def lower_all(job: Job, plans: Sequence[Plan]) -> list[Candidate]:
@@ -144,13 +146,20 @@ def _quantized_artifact(job: Job, plan: Plan, floating: Artifact) -> Artifact:
 
 
 def _compare_quantized(job: Job, plan: Plan, artifact: Artifact, floating: Artifact) -> Parity:
-    key = digest("quantized", artifact.sha256, floating.sha256, job.data.digest, versions())
+    floor_db = _INT8_ON_GPU_DB if (plan.runtime, plan.precision) == ("tensorrt", "int8") else parity.SQNR_FLOOR_DB
+    key = digest("quantized", artifact.sha256, floating.sha256, job.data.digest, floor_db, versions())
 
     def make(_: Path) -> Parity:
         samples = some(job.data.validation or job.data.calibration, 64)
-        return parity.quantized(execute.artifact(artifact), execute.artifact(floating), samples)
+        return parity.quantized(execute.artifact(artifact), execute.artifact(floating), samples, floor_db=floor_db)
 
     found = job.store.cached("parity", key, Parity, make)
+    if not found.passed and found.sqnr_db is not None and 0 <= found.sqnr_db < floor_db:
+        raise ParityError(
+            f"the {plan.precision} file is too far from float: its output {found.worst_output!r} has an SQNR of "
+            f"{found.sqnr_db:.1f} dB against it, and {floor_db:g} dB is the least",
+            remedy="use fp16, or give more and better calibration images",
+        )
     if not found.passed:
         raise ParityError(
             f"the {plan.precision} file is broken: its output {found.worst_output!r} has an SQNR of "
