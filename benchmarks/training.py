@@ -1,7 +1,7 @@
 """What training recovers: ResNets without some blocks, and students, against the original trained on the same images.
 
     python -m benchmarks.training --data ../shared/data --work WORK [--only NAME]
-        [--stage images|prepare|train|files|measure|evaluate|all]
+        [--stage images|prepare|train|files|measure|evaluate|write|all]
 
 ``images`` decodes the training images. ``prepare`` leaves out the blocks that cost CIFAR ResNet-20 least, fitted on
 500 unlabelled training images. ``train`` trains the nets of `NETS`, those that teach first; it needs torch, onnx,
@@ -108,13 +108,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder with cifar10.tar.gz and models/")
     parser.add_argument("--work", type=Path, required=True, help="a folder for what the stages hand on")
     parser.add_argument(
-        "--stage", choices=["images", "prepare", "train", "files", "measure", "evaluate", "all"], default="all"
+        "--stage", choices=["images", "prepare", "train", "files", "measure", "evaluate", "write", "all"], default="all"
     )
     parser.add_argument("--only", choices=sorted(NETS), help="train this net alone")
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     stages = (("images", images), ("prepare", prepare), ("train", train), ("files", _files), ("measure", measure),
-              ("evaluate", evaluated))  # fmt: skip
+              ("evaluate", evaluate), ("write", write))  # fmt: skip
     for name, stage in stages:
         if arguments.stage in (name, "all"):
             stage(arguments)
@@ -301,27 +301,37 @@ def _latencies(arguments: argparse.Namespace, files: Mapping[str, Artifact]) -> 
     return found
 
 
-def evaluated(arguments: argparse.Namespace) -> None:
-    """The accuracy of every file, and the results."""
-    from edgecompile import evaluate, execute
+def evaluate(arguments: argparse.Namespace) -> None:
+    """The accuracy of every file on the test images; kept."""
+    from edgecompile import evaluate as judge
+    from edgecompile import execute
     from edgecompile.types import to_builtins
 
-    files = _files(arguments)
-    times = _latencies(arguments, files)
-    data = _data(arguments, training_samples=0, evaluation=True)
+    kept = arguments.work / "accuracies.json"
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    missing = {name: artifact for name, artifact in _files(arguments).items() if name not in known}
+    data = _data(arguments, training_samples=0, evaluation=True) if missing else None
     references: dict[str, Any] = {}
-    rows = []
-    for key, artifact in files.items():
-        name, way = key.split(": ")
-        against = _baseline(name)
+    for key, artifact in missing.items():
+        against = _baseline(key.split(": ")[0])
         if against not in references:
             run = execute.original(_model(_file(arguments, against)))
-            references[against] = evaluate.reference(run, data.evaluation)
-        found = evaluate.accuracy(execute.artifact(artifact), references[against], data.evaluation)
-        rows.append({"net": name, "file": way, "training": _told(arguments, name), **times[key], "baseline": against,
-                     "accuracy": to_builtins(found)})  # fmt: skip
-        print(f"{name:40s} {way:18s} {_range(times[key]['speed_up'])} {_range(rows[-1]['accuracy'])}", flush=True)
-        RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
+            references[against] = judge.reference(run, data.evaluation)
+        found = judge.accuracy(execute.artifact(artifact), references[against], data.evaluation)
+        known[key] = {"baseline": against, "accuracy": to_builtins(found)}
+        kept.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def write(arguments: argparse.Namespace) -> None:
+    """The results, and a table of them."""
+    files = _files(arguments)
+    times, found = _latencies(arguments, files), json.loads((arguments.work / "accuracies.json").read_text())
+    rows = []
+    for key in files:
+        name, way = key.split(": ")
+        rows.append({"net": name, "file": way, "training": _told(arguments, name), **times[key], **found[key]})
+        print(f"{name:40s} {way:18s} {_range(rows[-1]['speed_up'])} {_range(rows[-1]['accuracy'])}")
+    RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _lowered(arguments: argparse.Namespace, name: str, samples: list[Any]) -> dict[str, Artifact]:
