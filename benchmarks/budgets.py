@@ -1,13 +1,13 @@
 """Are budgets met, and how well is latency predicted? Ten budgets, drawn between 30 % and 90 % of the whole net's time.
 
-    python -m benchmarks.budgets --data ../shared/data --work WORK [--net resnet20] [--precision fp32]
-        [--stage explore|measure|all] [--count 10]
+    python -m benchmarks.budgets --data ../shared/data --work WORK [--net resnet20] [--runtime tflite]
+        [--precision fp32|int8|all] [--stage explore|measure|all] [--count 10]
 
-CIFAR ResNets on this machine, one thread, ONNX Runtime. ``explore`` finds what every group of channels and every
-residual block is worth, on 500 unlabelled training images. ``measure`` times the single operators, then runs the
-search of ``edgecompile build`` (`shrink.search`: channels, blocks and, with ``--precision all``, INT8 beside float32)
-for each budget: whole models are lowered and measured, four at most, until one's interval lies under it. Budgets are
-seeded draws as shares of the latency of the original's float file. The weights of these models are not fitted, since
+CIFAR ResNets on this machine, one thread. ``explore`` finds what every group of channels and every residual block is
+worth, on 500 unlabelled training images. ``measure`` times the single operators, then runs the search of ``edgecompile
+build`` (`shrink.search`: channels, blocks and, with ``--precision all``, INT8 beside float32) for each budget: whole
+models are lowered and measured, four at most, until one's interval lies under it. Budgets are seeded draws as shares
+of the whole net's latency (in float32, if that is among the ways). The weights of these models are not fitted, since
 that takes minutes and changes no latency; what accuracy is left is the subject of ``benchmarks.budget``. All budgets
 start from the same table and from the whole net's latency alone: none learns from another. Writes
 ``benchmarks/results/budgets.json``.
@@ -33,7 +33,7 @@ from edgecompile.progress import Silent
 from edgecompile.store import Store
 from edgecompile.techniques import blocks, pruning
 from edgecompile.transport.local import LocalTransport
-from edgecompile.types import Arrays, Artifact, Measurement, Model, Plan, Step, file_sha256, to_builtins
+from edgecompile.types import Arrays, Artifact, Measurement, Model, Plan, RuntimeName, Step, file_sha256, to_builtins
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "budgets.json"
@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder with cifar10.tar.gz and models/")
     parser.add_argument("--work", type=Path, required=True, help="a folder for what is kept")
     parser.add_argument("--net", choices=sorted(CHECKPOINTS), default="resnet20")
-    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="all")
+    parser.add_argument("--runtime", choices=["tflite", "onnxruntime"], default="tflite")
+    parser.add_argument("--precision", choices=sorted(PRECISIONS), default="fp32")
     parser.add_argument("--stage", choices=["explore", "measure", "all"], default="all")
     parser.add_argument("--count", type=int, default=10)
     arguments = parser.parse_args()
@@ -55,8 +56,8 @@ def main() -> None:
     if arguments.stage in ("measure", "all"):
         rows = _rows(found, arguments)
         known = json.loads(RESULTS.read_text()) if RESULTS.is_file() else []
-        mine = (arguments.net, arguments.precision)
-        kept = [r for r in known if (r["net"], r.get("precision")) != mine]
+        mine = (arguments.net, arguments.runtime, arguments.precision)
+        kept = [r for r in known if (r["net"], r["runtime"], r.get("precision", "fp32")) != mine]
         RESULTS.write_text(json.dumps(kept + rows, indent=1) + "\n")
         _show(rows)
 
@@ -149,15 +150,14 @@ def latencies(files: Mapping[str, Artifact], bases: Sequence[str], kept: Path) -
     return found
 
 
-def plans(precision: str) -> dict[str, Plan]:
+def plans(precision: str, runtime: RuntimeName) -> dict[str, Plan]:
     """The ways to run a model, by name."""
-    return {name: Plan(runtime="onnxruntime", precision=name) for name in PRECISIONS[precision]}  # type: ignore[arg-type]
+    return {name: Plan(runtime=runtime, precision=name) for name in PRECISIONS[precision]}  # type: ignore[arg-type]
 
 
 def _rows(found: Explored, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    ways = plans(arguments.precision)
-    files = {"fp32": found.file(found.model, Plan(runtime="onnxruntime", precision="fp32"), "whole")}
-    files |= {name: found.file(found.model, plan, "whole") for name, plan in ways.items()}
+    ways = plans(arguments.precision, arguments.runtime)
+    files = {name: found.file(found.model, plan, "whole") for name, plan in ways.items()}
     spaces = {name: found.space(plan) for name, plan in ways.items()}
     whole = dict(zip(files, measured([*files.values()]).measurements, strict=True))
     for name, one in whole.items():
@@ -166,9 +166,11 @@ def _rows(found: Explored, arguments: argparse.Namespace) -> list[dict[str, Any]
     shares = [draws.uniform(LOW, HIGH) for _ in range(arguments.count)]
     rows = []
     for number, share in enumerate(shares):
-        search = _Search(found=found, ways=ways, spaces=spaces, whole=whole, name=f"{arguments.precision}{number}")
-        row = search.run(share * whole["fp32"].value_ms)
-        rows.append({"net": arguments.net, "precision": arguments.precision, "seed": SEED, "share": share, **row})
+        name = f"{arguments.runtime}-{arguments.precision}{number}"
+        search = _Search(found=found, ways=ways, spaces=spaces, whole=whole, name=name)
+        row = search.run(share * whole[next(iter(ways))].value_ms)
+        about = {"net": arguments.net, "runtime": arguments.runtime, "precision": arguments.precision, "seed": SEED}
+        rows.append({**about, "share": share, **row})
         print(json.dumps(rows[-1]), flush=True)
     return rows
 

@@ -8,8 +8,8 @@
 numpy, msgspec and pillow only and may run on another machine, with WORK and the data folder copied there, several nets
 side by side (``--only``); it uses CUDA where there is any. The baseline is the original itself, trained for as long on
 the same images: without that, adapting to these images would look like recovery. Recipes were compared on a tenth of
-the training images that was held back (``held``; its accuracy is printed). ``files`` quantizes the nets for ONNX
-Runtime, ``measure`` times all files interleaved with the originals' of both runtimes, one thread, and ``evaluate``
+the training images that was held back (``held``; its accuracy is printed). ``files`` converts and
+quantizes the nets for both runtimes, ``measure`` times all files interleaved, one thread, and ``evaluate``
 runs them on the 5,000 test images, on which nothing is chosen. What is in WORK is not made again. Writes
 ``benchmarks/results/training.json``.
 """
@@ -340,7 +340,7 @@ def _lowered(arguments: argparse.Namespace, name: str, samples: list[Any]) -> di
 
     made: dict[str, Artifact] = {}
     source = _model(_file(arguments, name))
-    for runtime in ("onnxruntime", "tflite") if name.endswith("whole") else ("onnxruntime",):
+    for runtime in ("onnxruntime", "tflite"):
         folder = arguments.work / "files" / f"{source.path.stem}-{runtime}"
         folder.mkdir(parents=True, exist_ok=True)
         plan = Plan(runtime=runtime, precision="fp32")  # type: ignore[arg-type]
