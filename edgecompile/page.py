@@ -59,6 +59,7 @@ def render(manifest: Manifest) -> str:
 <h2>What was tried</h2>
 <div class="scroll">{_plot(manifest)}</div>
 <div class="scroll">{_table(manifest)}</div>
+{_failures(manifest)}
 <p class="soft">{escape(_accuracy_words(manifest))}</p>
 {_instructions(manifest)}<h2>How it was measured</h2>
 <p>{escape(_measured_words(manifest))}</p>
@@ -209,10 +210,14 @@ def _table(manifest: Manifest) -> str:
             f"n:{report.latency(c.measurement)}",
             f"n:{report.accuracy(c.validation)}",
             f"n:{report.drop(c.validation)}",
-            c.verdict,
+            report.verdict_words(c),
         )
         rows.append(_tr([_cell(cell) for cell in cells], style="chosen" if c.plan == manifest.plan else ""))
     return f"<table>{''.join(rows)}</table>"
+
+
+def _failures(manifest: Manifest) -> str:
+    return "".join(f'<p class="soft">{escape(words)}</p>' for words in report.failures(manifest))
 
 
 def _instructions(manifest: Manifest) -> str:

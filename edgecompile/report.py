@@ -185,10 +185,21 @@ def candidates(manifest: Manifest) -> Table:
         row = (*cells[:4], *cells[4 : 4 + len(accuracies)], cells[-1])
         made.add_row(*row, style="bold" if candidate.plan == manifest.plan else None)
     changed = [c for c in manifest.candidates if c.plan.steps]
-    if changed:
-        lines = [f"{c.label}: {', '.join(step.technique for step in c.plan.steps)}" for c in changed]
-        made.caption, made.caption_justify = Text("\n".join(lines)), "left"
+    lines = [f"{c.label}: {', '.join(step.technique for step in c.plan.steps)}" for c in changed]
+    lines += failures(manifest)
+    if lines:
+        made.caption, made.caption_justify = plain("\n".join(lines)), "left"
     return made
+
+
+def failures(manifest: Manifest) -> list[str]:
+    """Why candidates have no file, a line each: too long for a column."""
+    return [f"{c.label} failed: {' '.join(c.failure.split())}" for c in manifest.candidates if c.failure is not None]
+
+
+def verdict_words(candidate: TriedCandidate) -> str:
+    """A candidate's verdict as it stands in a table; `failures` says why one has no file."""
+    return "failed" if candidate.failure is not None else candidate.verdict
 
 
 def original_on_validation(manifest: Manifest) -> float | None:
@@ -212,7 +223,7 @@ def _row(candidate: TriedCandidate) -> tuple[str | Text, ...]:
         interval,
         _bare(candidate.validation),
         drop(candidate.validation),
-        Text(candidate.verdict, style=style),
+        Text(verdict_words(candidate), style=style),
     )
 
 

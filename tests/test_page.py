@@ -174,3 +174,15 @@ def test_the_closing_table_has_no_column_of_dashes(manifest: Manifest) -> None:
     by_signal = Accuracy(metric="SQNR", value=31.0, ci_low=30.0, ci_high=32.0, samples=64)
     other = tuple(replace(c, validation=by_signal) for c in manifest.candidates)
     assert heads(replace(manifest, candidates=other)) == ["candidate", "size", "p50 ms", "95 %", "SQNR dB", "verdict"]
+
+
+def test_why_a_file_could_not_be_made_stands_below_the_table(manifest: Manifest) -> None:
+    """Such reasons name operators, many of them: in a column of the table they would fold into a tower."""
+    why = "TensorRT would not build it:\n  conv1: a scale is not positive\n  conv2 <b>: the same"
+    failed = replace(manifest.candidates[0], failure=why, verdict=f"failed: {why}", measurement=None, validation=None)
+    other = replace(manifest, candidates=(failed, manifest.candidates[1]))
+    words = "tflite-fp32 failed: TensorRT would not build it: conv1: a scale is not positive conv2 <b>: the same"
+    table = report.candidates(other)
+    assert str(table.caption) == words
+    assert [str(cell) for cell in table.columns[-1].cells][1:] == ["failed", "met (measured)"]
+    assert words.replace("<b>", "&lt;b&gt;") in page.render(other)

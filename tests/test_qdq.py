@@ -376,6 +376,22 @@ def test_a_channel_that_is_always_zero(tmp_path: Path) -> None:
     assert (pairs.scale(conv.input[1]) == 1).all()
 
 
+def test_a_dead_channel_keeps_a_scale_in_float16(tmp_path: Path) -> None:
+    """Trained nets have channels of weights near 1e-7: a scale of 1e-9 is zero in a graph that is otherwise float16."""
+    net = Net()
+    weight = np.full((4, 3, 1, 1), 0.5, np.float32)
+    weight[1] = 2.8e-7
+    model = net.save(tmp_path / "dead.onnx", net.add("Conv", net.input("x", 1, 3, 8, 8), net.constant(weight)))
+    plan = Plan(runtime="tensorrt", precision="int8", calibration_samples=4)
+    made = lower.RUNTIMES["tensorrt"].lower(model, plan, samples(model), tmp_path / "made")
+    assert made.typed_file is not None
+    pairs = Pairs(onnx.load(made.typed_file))
+    (conv,) = pairs.of("Conv")
+    scale = pairs.scale(conv.input[1])
+    assert scale.dtype == np.float16
+    assert (scale > 0).all()
+
+
 def test_the_closest_method_is_taken_and_all_are_told(tmp_path: Path) -> None:
     model = small_net(tmp_path)
     data = samples(model, count=64)

@@ -29,6 +29,9 @@ _MOVING = (
 _AVERAGING = ("AveragePool", "GlobalAveragePool")
 _FLOAT = 1
 _LARGEST_CODE = 127
+#: The smallest scale: what float16 still tells from zero. Trained nets have dead channels of weights near 1e-7, whose
+#: scales would vanish in the graph that is otherwise float16.
+_SMALLEST_SCALE = 2.0**-24
 
 #: One place where a quantized tensor is read: the node's number and the input's.
 Edge = tuple[int, int]
@@ -220,7 +223,7 @@ def scales(where: Sites, limits: Mapping[str, float]) -> dict[str, float]:
 
 def _scale(limit: float) -> float:
     # A tensor that is always zero is represented by any scale.
-    return limit / _LARGEST_CODE if limit > 1e-30 else 1.0
+    return max(limit / _LARGEST_CODE, _SMALLEST_SCALE) if limit > 1e-30 else 1.0
 
 
 def insert(proto: onnx.ModelProto, where: Sites, activation_scales: Mapping[str, float]) -> onnx.ModelProto:
@@ -271,7 +274,8 @@ class _Inserter:
         values = np.abs(self.constants[name])
         others = tuple(i for i in range(values.ndim) if i != axis)
         largest = values.max(axis=others if axis is not None else None)
-        scale = np.where(largest > 1e-30, largest / np.float32(_LARGEST_CODE), np.float32(1.0)).astype(np.float32)
+        fitting = np.maximum(largest / np.float32(_LARGEST_CODE), np.float32(_SMALLEST_SCALE))
+        scale = np.where(largest > 1e-30, fitting, np.float32(1.0)).astype(np.float32)
         return self._pair(name, scale, axis, weight=True)
 
     def _pair(self, name: str, scale: npt.NDArray[np.float32], axis: int | None, *, weight: bool) -> str:
