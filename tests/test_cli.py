@@ -576,6 +576,59 @@ def test_nothing_under_the_final_name_after_a_failure(project: Project, tmp_path
     assert not [p for p in tmp_path.iterdir() if p.name.startswith(".o.")]
 
 
+# ------------------------------------------------------------------------------------------ the light package
+
+#: Python reads this first in every process: as if ``edgecompile[build]`` were not installed.
+LIGHT = """\
+import importlib.metadata, sys
+HEAVY = {"torch", "onnx", "onnxsim", "onnxscript", "onnxconverter_common", "onnx2tf", "tensorflow", "tf_keras",
+         "ai_edge_quantizer", "safetensors", "PIL", "onnx_ir", "onnx_graphsurgeon"}
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in HEAVY:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+version = importlib.metadata.version
+def known(name):
+    if name.replace("-", "_") in HEAVY:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = known
+"""
+
+
+@pytest.fixture
+def light(tmp_path: Path) -> dict[str, str]:
+    folder = tmp_path / "light"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(LIGHT)
+    return {"PYTHONPATH": f"{folder}:{Path(__file__).parents[1]}"}
+
+
+def test_the_light_package_is_enough_for_what_exists(
+    light: dict[str, str], built: tuple[Done, Path], project: Project
+) -> None:
+    tflite = next((built[1].parent / "out.work").rglob("*fp32*.tflite"))
+    for arguments in (
+        ("devices",), ("verify", built[1]), ("bench", built[1], project.model, *QUICK), ("inspect", tflite),
+    ):  # fmt: skip
+        done = edgecompile(*arguments, env=light)
+        assert done.code == 0, done.err
+
+
+def test_a_missing_extra_is_one_line_with_the_command(light: dict[str, str], project: Project, tmp_path: Path) -> None:
+    for arguments in (
+        ("inspect", project.model),
+        ("build", project.model, "--target", "pi4", "--out", tmp_path / "o"),
+        ("build", "net:make", "--trust", "--input-shape", "1,3,8,8", "--target", "pi4", "--out", tmp_path / "o"),
+    ):
+        done = edgecompile(*arguments, env=light)
+        assert done.code == 2, done.err
+        assert "is not installed" in done.err
+        assert "pip install 'edgecompile[build]'" in done.err
+        assert "Traceback" not in done.err
+
+
 # --------------------------------------------------------------------------------------------- small commands
 
 
