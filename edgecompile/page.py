@@ -29,7 +29,8 @@ body { margin: 0 auto; max-width: 780px; padding: 32px 24px 64px; background: va
 h1 { font-size: 26px; margin: 0 0 4px } h2 { font-size: 18px; margin: 36px 0 8px }
 .soft { color: var(--soft) } .met { color: var(--ok) } .predicted { color: var(--maybe) } .not-met { color: var(--no) }
 .verdict { background: var(--card); border-left: 4px solid currentColor; padding: 12px 16px; margin: 20px 0; border-radius: 4px }
-.verdict b { display: block } .verdict span { color: var(--ink) }
+.verdict b, .verdict span { display: block } .verdict span, .verdict ul { color: var(--ink) }
+.verdict ul { margin: 0; padding-left: 20px }
 .facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(128px, 1fr)); gap: 12px }
 .facts div { background: var(--card); border-radius: 4px; padding: 10px 12px; line-height: 1.35 }
 .facts b { display: block; font-size: 18px; white-space: nowrap } .facts .soft { font-size: 14px }
@@ -48,13 +49,14 @@ def render(manifest: Manifest) -> str:
     """The page for a manifest, as HTML. Every text from outside is escaped."""
     verdict = manifest.verdict
     state = verdict.status.replace(" ", "-")
-    hints = "".join(f"<br>{escape(hint)}" for hint in verdict.help)
+    items = "".join(f"<li>{escape(hint)}</li>" for hint in verdict.help)
+    hints = f"<span>What would help:</span><ul>{items}</ul>" if items else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(manifest.model.name)} for {escape(manifest.target)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(manifest.model.name)} for {escape(manifest.target)}</h1>
 <p class="soft">{escape(_date(manifest.created))}, edgecompile {escape(manifest.edgecompile_version)}</p>
-<div class="verdict {state}"><b>{_WORDS[verdict.status]}</b><span>{escape(verdict.text)}{hints}</span></div>
+<div class="verdict {state}"><b>{_WORDS[verdict.status]}</b><span>{escape(verdict.text)}</span>{hints}</div>
 <div class="facts">{_facts(manifest)}</div>
 <h2>What was tried</h2>
 <div class="scroll">{_plot(manifest)}</div>
@@ -345,9 +347,10 @@ def _nice_step(span: float) -> float:
 
 def _budget_line(scale: _Scale, budget_ms: float) -> str:
     x = scale.x(budget_ms)
+    side, anchor = (-6, "end") if x > _LEFT + 60 else (6, "start")
     return (
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}" stroke="var(--accent)" stroke-width="2" '
-        f'stroke-dasharray="6 4"/><text x="{x - 6:.1f}" y="{_HEIGHT - _BOTTOM - 8}" text-anchor="end" '
+        f'stroke-dasharray="6 4"/><text x="{x + side:.1f}" y="{_HEIGHT - _BOTTOM - 8}" text-anchor="{anchor}" '
         f'style="fill: var(--accent)">budget</text>'
     )
 

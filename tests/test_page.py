@@ -186,3 +186,11 @@ def test_why_a_file_could_not_be_made_stands_below_the_table(manifest: Manifest)
     assert str(table.caption) == words
     assert [str(cell) for cell in table.columns[-1].cells][1:] == ["failed", "met (measured)"]
     assert words.replace("<b>", "&lt;b&gt;") in page.render(other)
+
+
+def test_what_would_help_is_a_list_and_the_budget_is_named_within_the_picture(manifest: Manifest) -> None:
+    missed = Verdict(status="not met", text="tflite-int8 comes nearest", exit_code=3, help=("a smaller <net>", "INT8"))
+    text = page.render(replace(manifest, verdict=missed, budget=Budget(latency_ms=0.01, percentile=50.0)))
+    assert "<ul><li>a smaller &lt;net&gt;</li><li>INT8</li></ul>" in text
+    (label,) = (t for t in picture(text).findall("text") if t.text == "budget")
+    assert label.get("text-anchor") == "start", "at the left edge its name stands to the right of the line"
