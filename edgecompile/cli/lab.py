@@ -29,7 +29,7 @@ def lab() -> None:
 def lab_up(boards: tuple[str, ...], as_json: bool, quiet: bool, verbose: int, debug: bool) -> int:
     """Start emulated boards. The first time fetches about 125 MB.
 
-    It runs on until `edgecompile lab down`, also after this command has ended.
+    They run on until `edgecompile lab down`.
     """
     from edgecompile.transport import lab as boxes
 
