@@ -16,6 +16,8 @@ from edgecompile.transport import Transport
 _CHIPS = {
     "tegra210": "5.3", "tegra186": "6.2", "tegra194": "7.2", "tegra234": "8.7", "tegra264": "11.0",
 }  # fmt: skip
+#: A GPU of which nothing is known.
+_NO_GPU = "GPU"
 _MODE = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
 
 
@@ -68,7 +70,8 @@ def find(transport: Transport) -> Board | None:
     """
     said = script.ask(transport, script.PROBE)
     program = _line(said, "trtexec")
-    by_python = versions.find(_line(said, "python"))
+    # On a machine without a GPU, the API alone is of no use.
+    by_python = versions.find(_line(said, "python")) if _gpu(said) != _NO_GPU else None
     if not program and by_python is None:
         if _is_jetson(said) or _line(said, "packages"):
             raise _no_trtexec(transport, said)
@@ -138,7 +141,7 @@ def _gpu(said: Mapping[str, str]) -> str:
         return f"{rows[0]}, compute {rows[1]}, {rows[2]} multiprocessors"
     chip = next((chip for chip in _CHIPS if chip in said.get("compatible", "")), None)
     if chip is None:
-        return "GPU"
+        return _NO_GPU
     # Two boards with the same chip differ in multiprocessors, and their names say so.
     return f"{_line(said, 'model') or chip}, compute {_CHIPS[chip]}"
 

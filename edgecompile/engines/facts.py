@@ -41,7 +41,7 @@ for file in /dev/nvhost-gpu /dev/nvhost-ctrl-gpu /dev/nvgpu /dev/nvmap; do
   [ -e "$file" ] && { [ -r "$file" ] && [ -w "$file" ] && echo "$file usable" || echo "$file not for this user"; }
 done
 section groups; id -Gn | tr " " "\\n" | grep -E "^(video|render|docker|sudo)$"
-section power-mode; nvpmodel -q 2>&1
+section power-mode; power_mode 2>&1
 section power-modes; grep -h "POWER_MODEL" "$root/etc/nvpmodel.conf"
 section clocks; as_root jetson_clocks --show </dev/null 2>&1
 section tegrastats; bounded 5 tegrastats --interval 200 2>/dev/null | head -n 1

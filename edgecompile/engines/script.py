@@ -21,6 +21,8 @@ section() { printf "\\n%s %s\\n" "$mark" "$1"; }
 as_root() {
   if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
+# Older systems tell it to root only.
+power_mode() { nvpmodel -q 2>/dev/null || as_root nvpmodel -q; }
 bounded() { if command -v timeout >/dev/null 2>&1; then timeout "$@"; else shift; "$@"; fi; }
 """
 
@@ -68,7 +70,7 @@ exit 0
 """
 
 _STATE = """
-section mode; nvpmodel -q
+section mode; power_mode
 section clocks; as_root jetson_clocks --show </dev/null
 section usage; bounded 5 tegrastats --interval 200 2>/dev/null | head -n 1
 section over-current; grep -H . "$root"/sys/class/hwmon/hwmon*/oc*_event_cnt
@@ -87,7 +89,7 @@ exit 0
 # The answer to the question whether to reboot is no: nvpmodel would wait for one.
 _SET_MODE = """
 section said; echo no | as_root nvpmodel -m "$1" 2>&1
-section now; nvpmodel -q
+section now; power_mode
 section end
 exit 0
 """

@@ -141,6 +141,10 @@ def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
     )
 
 
+#: TensorRT's libraries and CUDA's context alone take most of this on a board.
+_LITTLE_MEMORY_BYTES = 1 << 30
+
+
 def _board(request: BuildRequest, profile: profiles.DeviceProfile, progress: Progress) -> engines.Board | None:
     """The board that builds and runs engines, where the build has one; asked first, since all the rest takes long."""
     has_tensorrt = profile.runtime("tensorrt") is not None and request.runtimes in ((), ("tensorrt",))
@@ -156,6 +160,11 @@ def _board(request: BuildRequest, profile: profiles.DeviceProfile, progress: Pro
     ):
         board = engines.require(transport)
     progress.note(f"{board.name}: TensorRT {board.version}, {board.gpu}")
+    free = board.memory_available_bytes
+    if free is not None and free < _LITTLE_MEMORY_BYTES:
+        progress.warn(
+            f"{board.name} has {free / 2**20:.0f} MiB of memory free: building may take more; close its desktop"
+        )
     if profile.match.boards and not board.name.startswith(profile.match.boards):
         progress.warn(f"{board.name} is not the board of the profile {profile.name}: estimates are for another one")
     return board
