@@ -227,6 +227,27 @@ def _row(candidate: TriedCandidate) -> tuple[str | Text, ...]:
     )
 
 
+#: What became of a build, by its exit code.
+_OUTCOMES = {
+    0: ("met (measured)", "green"),
+    2: ("bad input", "red"),
+    3: ("not met", "red"),
+    4: ("the device failed", "red"),
+    5: ("not supported", "red"),
+    6: ("predicted (not measured)", "yellow"),
+}
+
+
+def several(rows: Sequence[tuple[str, str | None, int, str]]) -> Table:
+    """What became of each target: its name, the device it was measured on, the exit code and the bundle's folder."""
+    made = table("target", "budget", "exit code", "bundle", right=("exit code",))
+    for target, on, code, folder in rows:
+        words, style = _OUTCOMES.get(code, ("failed", "red"))
+        name = target if on in (None, "local") else f"{target} on {on}"
+        made.add_row(name, Text(words, style=style), str(code), folder if code in (0, 3, 6) else "-")
+    return made
+
+
 def _bare(value: Accuracy | None) -> str:
     """The figure without its unit, which stands in the column's head."""
     return "-" if value is None else f"{value.value:.1f}" if value.metric == "SQNR" else f"{value.value:.2f}"

@@ -363,6 +363,8 @@ def test_several_targets_from_the_project_file(project: Project, tmp_path: Path)
     )
     done = edgecompile("build", "--max-drop", "8", cwd=tmp_path)
     assert done.code == 6, done.err
+    assert "exit code" in done.out
+    assert done.out.count("predicted (not measured)") == 4, "with each target, and once more in the table at the end"
     pi4 = bundle.read(tmp_path / "out" / "raspberry-pi-4").manifest
     pi5 = bundle.read(tmp_path / "out" / "pi5").manifest
     assert pi4.budget.latency_ms == 77, "the table is found by the device's alias"

@@ -60,6 +60,15 @@ def test_bench_fits_80_columns_and_says_how_it_was_measured() -> None:
     )
 
 
+def test_several_targets_end_in_a_line_each() -> None:
+    rows = [("pi4", None, 6, "out/pi4"), ("x86", "local", 0, "out/x86"), ("pi5", "ssh://pi@ten", 4, "out/pi5")]
+    assert [line.split() for line in shown(report.several(rows))[1:]] == [
+        ["pi4", "predicted", "(not", "measured)", "6", "out/pi4"],
+        ["x86", "met", "(measured)", "0", "out/x86"],
+        ["pi5", "on", "ssh://pi@ten", "the", "device", "failed", "4", "-"],
+    ]
+
+
 def test_a_warning_about_one_file_names_it() -> None:
     def measured(*warnings: str) -> Measurement:
         return Measurement(

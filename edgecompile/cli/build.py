@@ -192,6 +192,11 @@ def build(
     if as_json:
         documents = [document for _, document in done]
         print_json(documents[0] if len(documents) == 1 else documents)
+    elif len(requests) > 1 and not dry_run:
+        from edgecompile import report
+
+        rows = [(request, code) for request, (code, _) in zip(requests, done, strict=True)]
+        terminal.print("", report.several([(r.target, r.on, code, str(r.out)) for r, code in rows]))
     return worst([code for code, _ in done])
 
 
