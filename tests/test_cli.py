@@ -260,6 +260,9 @@ def test_another_device_is_only_predicted(project: Project, tmp_path: Path) -> N
     assert manifest.measurement.runs == 0
     assert manifest.runtime == "tflite"
     assert manifest.budget.latency_ms == 33
+    options = {option.name: option for option in manifest.options}
+    assert (options["budget_ms"].value, options["budget_ms"].origin) == ("33.0", "profile")
+    assert options["threads"].origin == "profile"
 
 
 def test_jetson_gets_a_checked_fp16_onnx(project: Project, tmp_path: Path) -> None:

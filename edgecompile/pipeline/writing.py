@@ -32,6 +32,7 @@ from edgecompile.types import (
     Artifact,
     Candidate,
     Engine,
+    Option,
     to_builtins,
 )
 
@@ -78,7 +79,7 @@ def write_bundle(
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             command_line=job.request.command_line,
             seed=job.request.seed,
-            options=job.request.options,
+            options=_options(job),
             model=_model_facts(job),
             target=job.profile.name,
             architecture=job.profile.architecture,
@@ -201,6 +202,18 @@ def _checked(
                 worst, fault = None, exc.message
     seen = bundle.GoldenOnDevice(device=device, runtime=runtime, largest_error=worst, fault=fault)
     return replace(golden, devices=(seen,))
+
+
+def _options(job: Job) -> tuple[Option, ...]:
+    """Where each value came from: the user's options, and what the device profile gave in their place."""
+    request = job.request
+    found: dict[str, str] = {}
+    if request.budget_ms is None and request.use_case is None:
+        found["budget_ms"] = str(job.budget.latency_ms)
+    if request.threads is None:
+        found["threads"] = str(job.threads)
+    given = (Option(name=name, value=value, origin="profile") for name, value in found.items())
+    return tuple(sorted((*request.options, *given), key=lambda option: option.name))
 
 
 def _model_facts(job: Job) -> bundle.ModelFacts:
