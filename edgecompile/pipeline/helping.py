@@ -92,7 +92,9 @@ def _training(job: Job) -> list[str]:
 
 def _threads(job: Job) -> list[str]:
     cores = job.profile.cores
-    return [f"more threads: --threads up to {cores}"] if job.threads < cores else []
+    # A GPU takes its work from one thread.
+    by_cpu = any(runtime.name != "tensorrt" for runtime in job.profile.runtimes)
+    return [f"more threads: --threads up to {cores}"] if by_cpu and job.threads < cores else []
 
 
 def _devices(job: Job, candidate: Candidate) -> list[str]:
