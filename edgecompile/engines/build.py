@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from edgecompile import content
 from edgecompile.engines.board import Board
@@ -117,7 +118,7 @@ def _kept_log(done: Completed, path: Path) -> Path:
     return path
 
 
-def raise_fault(failure: Failure, log: Path | None = None) -> None:
+def raise_fault(failure: Failure, log: Path | None = None) -> NoReturn:
     """Raise what a failure of ``trtexec`` stands for; the log's place is told where it is the only help."""
     error = failure.error()
     if log is not None and failure.kind in ("unknown", "crash"):

@@ -23,7 +23,6 @@ from tests.jetson import standin
 from tests.jetson.standin import Standin
 from tests.jetson.test_board import QUICK, built, inputs_of, run
 from tests.lowering import Net
-from tests.sshd import program
 
 Files = dict[Precision, Artifact]
 _API = Path(standin.__file__).parent / "python_api"
@@ -31,8 +30,11 @@ _API = Path(standin.__file__).parent / "python_api"
 
 @pytest.fixture(scope="session")
 def cudart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("there is no C compiler to make a CUDA library for tests with")
     path = tmp_path_factory.mktemp("cuda") / "libcudart.so"
-    subprocess.run([program("cc"), "-shared", "-fPIC", "-o", path, _API / "cudart.c"], check=True)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", path, _API / "cudart.c"], check=True)
     return path
 
 
