@@ -173,12 +173,14 @@ class LearnedFamilies:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrections:
-    """What operators cost within a net beside what they cost alone: factors for those that multiply, for depthwise
-    convolutions and for all others, microseconds of each call, of each inference, and of a million elements of the
-    input."""
+    """What operators cost within a net beside what they cost alone: factors for those that multiply, for depthwise and
+    for grouped convolutions, for gates (activations by a table, means and products by channel) and for all others;
+    microseconds of each call, of each inference, and of a million elements of the input."""
 
     compute: float = 1.0
     depthwise: float = 1.0
+    grouped: float = 1.0
+    gating: float = 1.0
     moving: float = 1.0
     operator_us: float = 0.0
     inference_us: float = 0.0
@@ -190,7 +192,8 @@ class Learned:
     """What `edgecompile device learn` found of one runtime, precision and number of threads on a device.
 
     ``staircase`` holds output channels and microseconds of pointwise convolutions that differ in nothing else, and
-    ``tile`` is the step that they show; ``curves`` hold elements and microseconds of operators that mostly move data;
+    ``tile`` is the step that they show; ``cold_us`` is what a million weights cost more from main memory than from the
+    caches; ``curves`` hold elements and microseconds of operators that mostly move data;
     ``nets`` the name of each small net, its measured milliseconds, and what is predicted of it by corrections fitted
     without it. ``points`` operators were measured; ``package`` and ``version`` are those of the runtime on the device.
     """
@@ -202,6 +205,7 @@ class Learned:
     version: str
     points: int
     tile: int
+    cold_us: float
     staircase: tuple[tuple[float, float], ...]
     corrections: Corrections
     fit: Fit
@@ -421,6 +425,7 @@ def _learned_faults(where: str, learned: Learned, cores: int) -> dict[str, bool]
         f"{where}: threads must be between 1 and cores": not 1 <= learned.threads <= cores,
         f"{where}: tile must be above 0": learned.tile < 1,
         f"{where}: fit.interval_factor must be above 1": not 1 < learned.fit.interval_factor < float("inf"),
+        f"{where}: cold_us must not be negative": not 0 <= learned.cold_us < float("inf"),
         f"{where}: corrections must not be negative": not all(0 <= value < float("inf") for value in corrections),
     }
     for field_ in dataclasses.fields(LearnedFamilies):

@@ -25,16 +25,17 @@ _FEWEST_NETS = 6
 _TILES = (1, 2, 4, 8, 16, 32)
 #: Where the process's scales start from, in the order of `features.place`.
 _SCALES = (3.0, 3.0, 3.0, 2.0, 1.0, 2.0, 1.0, 2.5, 2.5, 3.0)
-#: How far the corrections are believed to be from "as measured alone": factors, us a call, us an inference, us a
+#: How far the corrections are believed to be from "as measured alone": the factors, us a call, us an inference, us a
 #: million elements of the input.
-_BELIEF = (0.15, 0.2, 0.3, 1.0, 10.0, 300.0)
+_BELIEF = (0.15, 0.2, 0.4, 0.6, 0.3, 1.0, 10.0, 300.0)
 #: Student's t at 97.5 % for some degrees of freedom.
 _T = {4: 2.78, 6: 2.45, 8: 2.31, 10: 2.23, 12: 2.18, 15: 2.13, 18: 2.10, 30: 2.04}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What was measured of a runtime and precision: operators (``None``: not alone) and whole nets, in milliseconds."""
+    """What was measured of a runtime and precision, in milliseconds: operators (``None``: not alone), those of
+    `grid.heavy` again with their weights in no cache, and whole nets."""
 
     runtime: RuntimeName
     precision: Precision
@@ -42,6 +43,7 @@ class Measured:
     package: str
     version: str
     operators: Mapping[OperatorKey, float | None]
+    cold: Mapping[OperatorKey, float | None]
     nets: Mapping[str, float]
 
 
@@ -60,6 +62,7 @@ def learn(measured: Measured) -> Learned:
         version=measured.version,
         points=len(known),
         tile=tile,
+        cold_us=_rounded(cold_us(known, measured.cold)),
         staircase=tuple((channels, _rounded(us)) for channels, us in steps),
         corrections=Corrections(),
         fit=Fit(rows=0, runtime=measured.package, interval_factor=2.0, extrapolated=True, basis=""),
@@ -112,6 +115,13 @@ def tile_of(steps: Sequence[tuple[float, float]]) -> int:
     return min(tile for tile, error in errors.items() if error <= 1.1 * best + 0.003)
 
 
+def cold_us(known: Mapping[OperatorKey, float], cold: Mapping[OperatorKey, float | None]) -> float:
+    """Microseconds that a million weights cost more when they are in no cache."""
+    pairs = [(key, ms) for key, ms in cold.items() if ms is not None and key in known]
+    extra = [(1e3 * ms - known[key]) * 1e6 / math.prod(key.weight_shape) for key, ms in pairs]
+    return max(0.0, float(np.median(extra))) if extra else 0.0
+
+
 def _families(known: Sequence[tuple[Part, float]], tile: int) -> dict[str, LearnedFamily | None]:
     points: dict[Family, dict[Weighted, float]] = {name: {} for name in FAMILIES}
     for part, us in known:
@@ -157,9 +167,9 @@ def _curves(known: Sequence[tuple[Part, float]]) -> dict[str, tuple[tuple[float,
 
 
 def columns_of(predictor: Predictor, parts: Sequence[Part], input_elements: int) -> list[float]:
-    """What `Corrections` are coefficients of, for one net: microseconds of the three groups, calls, inferences, input
+    """What `Corrections` are coefficients of, for one net: microseconds of the five groups, calls, inferences, input
     (in millions of elements)."""
-    sums = dict.fromkeys(("compute", "depthwise", "moving"), 0.0)
+    sums = dict.fromkeys(("compute", "depthwise", "grouped", "gating", "moving"), 0.0)
     for part, us in zip(parts, predictor.alone_us(parts), strict=True):
         if not features.is_free(part):
             sums[group_of(part)] += us
@@ -169,8 +179,8 @@ def columns_of(predictor: Predictor, parts: Sequence[Part], input_elements: int)
 
 def corrections_of(columns: Array, us: Array, int8: bool) -> Corrections:
     """Corrections under which the nets are likely, near those that change nothing."""
-    prior = np.array([1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    belief = np.array(_BELIEF) if int8 else np.array([*_BELIEF[:5], 1e-6])
+    prior = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    belief = np.array(_BELIEF) if int8 else np.array([*_BELIEF[:-1], 1e-6])
     noise = 0.06
     weights = np.ones(len(us))
     found = prior
@@ -187,17 +197,19 @@ def _corrected(alone: Learned, measured: Mapping[str, float]) -> Learned:
     """With corrections, and the error on nets that were left out of these."""
     names = [name for name in nets.NAMES if name in measured]
     predictor = Predictor(alone)
-    columns = np.array([_columns_of_net(predictor, name) for name in names])
+    read = [_columns_of_net(predictor, name) for name in names]
+    columns, cold = np.array([row for row, _ in read]), np.array([us for _, us in read])
     us = np.array([1e3 * measured[name] for name in names])
     int8 = alone.precision == "int8"
     predicted = []
     for i in range(len(names)):
         others = np.arange(len(names)) != i
-        predicted.append(float(columns[i] @ vector(corrections_of(columns[others], us[others], int8))))
+        found = corrections_of(columns[others], us[others] - cold[others], int8)
+        predicted.append(float(columns[i] @ vector(found) + cold[i]))
     ratios = np.array(predicted) / us
     return replace(
         alone,
-        corrections=corrections_of(columns, us, int8),
+        corrections=corrections_of(columns, us - cold, int8),
         nets=tuple(
             (name, _rounded(float(t) / 1e3), _rounded(p / 1e3)) for name, t, p in zip(names, us, predicted, strict=True)
         ),
@@ -213,9 +225,11 @@ def _corrected(alone: Learned, measured: Mapping[str, float]) -> Learned:
     )
 
 
-def _columns_of_net(predictor: Predictor, name: str) -> list[float]:
+def _columns_of_net(predictor: Predictor, name: str) -> tuple[list[float], float]:
+    """A net's columns, and what its weights cost beside them."""
     model = nets.build(name)
-    return columns_of(predictor, views.view(model, predictor.table.runtime), views.input_elements(model))
+    parts = views.view(model, predictor.table.runtime)
+    return columns_of(predictor, parts, views.input_elements(model)), predictor.cold_us(parts)
 
 
 def vector(corrections: Corrections) -> Array:

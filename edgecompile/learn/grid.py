@@ -39,12 +39,23 @@ def points(seed: int = 0) -> tuple[OperatorKey, ...]:
         tuple(_sequences()),
     ]
     placed = [((i + 0.5) / len(family), key) for family in families for i, key in enumerate(family)]
-    return tuple(dict.fromkeys([*staircase(), *(key for _, key in sorted(placed, key=lambda pair: pair[0]))]))
+    return tuple(dict.fromkeys([*staircase(), *heavy(), *(key for _, key in sorted(placed, key=lambda pair: pair[0]))]))
 
 
 def staircase() -> tuple[OperatorKey, ...]:
     """Pointwise convolutions that differ in their output channels alone: they show the channel tile."""
     return tuple(_conv(64, out, 28, kernel=(1, 1)) for out in (32, 33, 36, 40, 44, 48, 49, 52, 56, 60, 64))
+
+
+def heavy() -> tuple[OperatorKey, ...]:
+    """Operators with many weights and little else to do: they show what weights cost that are in no cache."""
+    return (
+        _conv(512, 1024, 7, kernel=(1, 1)),
+        _conv(256, 256, 7, kernel=(3, 3)),
+        _conv(1024, 512, 4, kernel=(1, 1)),
+        OperatorKey(op_type="Gemm", in_shape=(1, 1280), out_channels=1000),
+        OperatorKey(op_type="Gemm", in_shape=(1, 2048), out_channels=1000),
+    )
 
 
 # ------------------------------------------------------------------------------------------- operators with weights

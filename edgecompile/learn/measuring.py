@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgecompile import bench, tables
 from edgecompile.errors import DeviceError
-from edgecompile.learn import nets
+from edgecompile.learn import grid, nets
 from edgecompile.progress import Progress
 from edgecompile.store import Store
 from edgecompile.tables import OperatorKey, files
@@ -27,6 +27,8 @@ _FORMAT = 1
 _PORTIONS = (24, 64)
 #: Small enough that a board's last caches hold it, large enough that its first do not.
 _FOOTPRINT = 4 << 20
+#: Larger than the caches of all boards, and of most machines.
+_COLD_FOOTPRINT = 64 << 20
 _ROUNDS = 4
 
 
@@ -69,7 +71,15 @@ def operators(
     return found
 
 
-def _operators(keys: Sequence[OperatorKey], where: Where) -> dict[OperatorKey, float | None]:
+def cold(where: Where, progress: Progress) -> dict[OperatorKey, float | None]:
+    """The milliseconds of `grid.heavy`'s operators when their weights are in no cache."""
+    with progress.stage(f"Measure weights from memory ({where.label})"):
+        return _operators(grid.heavy(), where, footprint_bytes=_COLD_FOOTPRINT)
+
+
+def _operators(
+    keys: Sequence[OperatorKey], where: Where, *, footprint_bytes: int = _FOOTPRINT
+) -> dict[OperatorKey, float | None]:
     return tables.measure_alone(
         keys,
         runtime=where.runtime,
@@ -79,7 +89,7 @@ def _operators(keys: Sequence[OperatorKey], where: Where) -> dict[OperatorKey, f
         cache=where.store,
         fingerprint=where.fingerprint,
         transport=where.transport,
-        options=tables.MeasureOptions(passes=3, blocks=6, footprint_bytes=_FOOTPRINT),
+        options=tables.MeasureOptions(passes=3, blocks=6, footprint_bytes=footprint_bytes),
         seed=where.seed,
     )
 

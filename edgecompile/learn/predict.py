@@ -17,6 +17,13 @@ if TYPE_CHECKING:
 
 #: The curve of what moves data, where nothing nearer was measured.
 _STREAM = "Add of two"
+#: Operators that runtimes with a layout of their own often leave it for.
+_GATING = frozenset(
+    {"Sigmoid", "HardSigmoid", "HardSwish", "SiLU", "Mul by channel", "ReduceMean maps", "GlobalAveragePool"}
+)
+_BYTES = {"fp32": 4, "fp16": 4, "int8": 1}
+#: Weights of so many bytes come from the caches, and of so many from main memory.
+_WARM_BYTES, _COLD_BYTES = 4 << 20, 64 << 20
 #: What an operator costs at least: a time is positive.
 _LEAST_US = 0.05
 
@@ -90,6 +97,11 @@ class Predictor:
         values = sorted(on_curve(curve, part.elements) for curve in like)
         return values[len(values) // 2]
 
+    def cold_us(self, parts: Sequence[Part]) -> float:
+        """What a net's weights cost more than those of the operators measured alone, being more than caches hold."""
+        count = sum(map(weights_of, parts))
+        return self.table.cold_us * count / 1e6 * cold_share(count * _BYTES[self.table.precision])
+
     def operators_ms(self, keys: Sequence[OperatorKey]) -> dict[OperatorKey, float]:
         """Milliseconds of each distinct operator within a net."""
         distinct = list(dict.fromkeys(keys))
@@ -104,9 +116,16 @@ class Predictor:
     def net_ms(self, parts: Sequence[Part], input_elements: int) -> float:
         """Milliseconds of an inference of a net of these parts, as `views.view` tells them."""
         corrections = self.table.corrections
-        fixed = corrections.inference_us + corrections.input_us * input_elements / 1e6
+        fixed = corrections.inference_us + corrections.input_us * input_elements / 1e6 + self.cold_us(parts)
         within = (within_net(part, us, corrections) for part, us in zip(parts, self.alone_us(parts), strict=True))
         return (fixed + sum(within)) / 1e3
+
+
+def weights_of(part: Part) -> int:
+    """The elements of an operator's weights."""
+    if isinstance(part, Moving) or part.family == "product":
+        return 0
+    return part.groups * part.window * part.depth * part.columns
 
 
 def within_net(part: Part, us: float, corrections: Corrections) -> float:
@@ -116,11 +135,18 @@ def within_net(part: Part, us: float, corrections: Corrections) -> float:
     return corrections.operator_us + us * float(getattr(corrections, group_of(part)))
 
 
+def cold_share(weight_bytes: float) -> float:
+    """The share of its weights that a net reads from main memory: none to all, as the logarithm of their bytes."""
+    if weight_bytes <= _WARM_BYTES:
+        return 0.0
+    return min(1.0, math.log(weight_bytes / _WARM_BYTES) / math.log(_COLD_BYTES / _WARM_BYTES))
+
+
 def group_of(part: Part) -> str:
     """Which of the corrections' factors is a part's."""
     if isinstance(part, Moving):
-        return "compute" if part.kind == "ConvTranspose" else "moving"
-    return "depthwise" if part.family == "depthwise" else "compute"
+        return "compute" if part.kind == "ConvTranspose" else "gating" if part.kind in _GATING else "moving"
+    return "depthwise" if part.family == "depthwise" else "grouped" if part.groups > 1 else "compute"
 
 
 def on_curve(curve: Sequence[tuple[float, float]], elements: float) -> float:

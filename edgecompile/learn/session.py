@@ -165,6 +165,7 @@ def _table(where: measuring.Where, progress: Progress, seconds: float) -> Learne
     known = sum(ms is not None for ms in points.values())
     if known < fit.FEWEST_POINTS:  # no time is spent on nets that nothing can be tested with
         raise fit.too_few(where.label, known)
+    cold = measuring.cold(where, progress)
     left = max(5.0, start + seconds - time.monotonic())
     whole = measuring.whole_nets(where, progress, seconds=min(left, _NETS_SHARE * max(20.0, seconds)))
     for warning in whole.warnings:
@@ -172,7 +173,7 @@ def _table(where: measuring.Where, progress: Progress, seconds: float) -> Learne
     with progress.stage(f"Fit ({where.label})"):
         measured = fit.Measured(
             runtime=where.runtime, precision=where.precision, threads=where.threads, package=whole.package,
-            version=whole.version, operators=points, nets=whole.ms,
+            version=whole.version, operators=points, cold=cold, nets=whole.ms,
         )  # fmt: skip
         return LearnedTable(learned=fit.learn(measured), points=points)
 
