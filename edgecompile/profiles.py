@@ -174,14 +174,15 @@ class LearnedFamilies:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Corrections:
     """What operators cost within a net beside what they cost alone: factors for those that multiply, for depthwise and
-    for grouped convolutions, for gates (activations by a table, means and products by channel) and for all others;
-    microseconds of each call, of each inference, and of a million elements of the input."""
+    for grouped convolutions, for gates (activations by a table, means and products by channel), for all others, and for
+    weights that come from memory; microseconds of each call, of each inference, and of a million input elements."""
 
     compute: float = 1.0
     depthwise: float = 1.0
     grouped: float = 1.0
     gating: float = 1.0
     moving: float = 1.0
+    cold: float = 1.0
     operator_us: float = 0.0
     inference_us: float = 0.0
     input_us: float = 0.0

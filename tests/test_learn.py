@@ -21,7 +21,7 @@ from edgecompile.errors import DeviceError, InputError
 from edgecompile.learn import features, fit, grid, measuring, nets, profile_file, session, views
 from edgecompile.learn.device import Facts, Found
 from edgecompile.learn.features import Moving, Part, Weighted
-from edgecompile.learn.predict import Predictor, on_curve
+from edgecompile.learn.predict import Predictor, cold_share, on_curve, weights_of
 from edgecompile.learn.regression import nonnegative
 from edgecompile.profiles import Costs, DeviceProfile
 from edgecompile.progress import Silent
@@ -35,6 +35,7 @@ from tests.test_cli import edgecompile
 TILE = 8
 RATES = {"pointwise": 40e3, "conv": 50e3, "depthwise": 12e3, "dense": 30e3, "product": 20e3}  # MACs a microsecond
 CALL_US, INFERENCE_US = 1.5, 20.0
+COLD_US = 150.0  # of a million weights from memory
 FACTS = Facts(
     schema_version=1, device="Test Board 4", machine="aarch64", core="Cortex-A72", cores=4, memory_bytes=4 << 30,
     runtimes={"tflite": Found(package="ai_edge_litert", version="2.1")},
@@ -61,7 +62,10 @@ def operator_us(key: OperatorKey) -> float:
 
 
 def net_us(name: str) -> float:
-    return INFERENCE_US + sum(map(part_us, views.view(nets.build(name), "tflite")))
+    parts = views.view(nets.build(name), "tflite")
+    weights = sum(map(weights_of, parts))
+    cold = COLD_US * weights / 1e6 * cold_share(4 * weights)
+    return INFERENCE_US + sum(map(part_us, parts)) + cold
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +78,7 @@ def measured() -> fit.Measured:
         package="ai_edge_litert",
         version="2.1",
         operators={key: operator_us(key) * float(np.exp(rng.normal(0, 0.03))) / 1e3 for key in grid.points()},
+        cold={key: (operator_us(key) + COLD_US * math.prod(key.weight_shape) / 1e6) / 1e3 for key in grid.heavy()},
         nets={name: net_us(name) / 1e3 for name in nets.NAMES},
     )
 
@@ -113,7 +118,8 @@ def test_every_beginning_of_the_grid_covers_the_families() -> None:
         assert min(found[name] for name in ("pointwise", "conv", "depthwise")) >= count // 12
         assert found["dense"] >= 4
         kinds = {part.kind for part in parts if isinstance(part, Moving)}
-        assert {"Add of two", "Mul by channel", "GlobalAveragePool", "Sigmoid", "Concat 2"} <= kinds
+        assert {"Add of two", "Mul by channel", "Sigmoid", "MaxPool 9/4"} <= kinds
+    assert {"GlobalAveragePool", "Concat 2", "HardSwish", "ReduceMean maps", "Softmax"} <= kinds
 
 
 def test_the_small_nets_are_whole_graphs_that_the_table_can_read() -> None:
@@ -159,6 +165,7 @@ def test_a_device_with_known_rates_is_recovered(learned: profiles.Learned) -> No
 
 def test_fixed_costs_are_told(learned: profiles.Learned) -> None:
     assert learned.corrections.inference_us == pytest.approx(INFERENCE_US, rel=0.8)
+    assert learned.cold_us == pytest.approx(COLD_US, rel=0.4)
     smallest = min(us for curve in learned.curves.values() for _, us in curve)
     assert smallest == pytest.approx(CALL_US, rel=0.5)
 

@@ -19,6 +19,7 @@ COLUMNS = ("rows", "depth", "columns", "window", "stride", "groups", "dilation",
 _FUSED = frozenset({"", "Relu", "Clip"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "GlobalAveragePool", "GlobalMaxPool"})
+_RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _FREE = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 #: Operators whose kernels do the same, as far as a table goes.
 _LIKE = {
@@ -67,10 +68,19 @@ Part: TypeAlias = Weighted | Moving
 
 def parts(key: OperatorKey) -> tuple[Part, ...]:
     """An operator's parts: itself, and its activation where runtimes compute that by itself."""
+    if key.op_type in _RECURRENT and len(key.other_shapes) > 1:
+        return _steps(key)
     activation = key.activation
     if activation in _FUSED:
         return (_main(key),)
     return _main(key), Moving(kind=activation, plain=activation, elements=2.0 * math.prod(output_shape(key)))
+
+
+def _steps(key: OperatorKey) -> tuple[Part, ...]:
+    """A recurrent net: input and state of all steps by the gates' matrices, ONNX's W (D, G*H, I) and R (D, G*H, H)."""
+    weight, state = key.other_shapes[:2]
+    rows, depth = math.prod(key.in_shape[:2]), weight[-1] + state[-1]
+    return (Weighted(family="dense", rows=rows, depth=depth, columns=weight[-2]),) * weight[0]
 
 
 def _main(key: OperatorKey) -> Part:

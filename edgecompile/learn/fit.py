@@ -27,7 +27,7 @@ _TILES = (1, 2, 4, 8, 16, 32)
 _SCALES = (3.0, 3.0, 3.0, 2.0, 1.0, 2.0, 1.0, 2.5, 2.5, 3.0)
 #: How far the corrections are believed to be from "as measured alone": the factors, us a call, us an inference, us a
 #: million elements of the input.
-_BELIEF = (0.15, 0.2, 0.4, 0.6, 0.3, 1.0, 10.0, 300.0)
+_BELIEF = (0.15, 0.2, 0.4, 0.6, 0.3, 1.5, 1.0, 10.0, 300.0)
 #: Student's t at 97.5 % for some degrees of freedom.
 _T = {4: 2.78, 6: 2.45, 8: 2.31, 10: 2.23, 12: 2.18, 15: 2.13, 18: 2.10, 30: 2.04}
 
@@ -167,19 +167,19 @@ def _curves(known: Sequence[tuple[Part, float]]) -> dict[str, tuple[tuple[float,
 
 
 def columns_of(predictor: Predictor, parts: Sequence[Part], input_elements: int) -> list[float]:
-    """What `Corrections` are coefficients of, for one net: microseconds of the five groups, calls, inferences, input
-    (in millions of elements)."""
+    """What `Corrections` are coefficients of, for one net: microseconds of the five groups and of weights from memory,
+    calls, inferences, input (in millions of elements)."""
     sums = dict.fromkeys(("compute", "depthwise", "grouped", "gating", "moving"), 0.0)
     for part, us in zip(parts, predictor.alone_us(parts), strict=True):
         if not features.is_free(part):
             sums[group_of(part)] += us
     calls = sum(not features.is_free(part) for part in parts)
-    return [*sums.values(), float(calls), 1.0, input_elements / 1e6]
+    return [*sums.values(), predictor.cold_us(parts), float(calls), 1.0, input_elements / 1e6]
 
 
 def corrections_of(columns: Array, us: Array, int8: bool) -> Corrections:
     """Corrections under which the nets are likely, near those that change nothing."""
-    prior = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    prior = np.array([1.0] * 6 + [0.0] * 3)
     belief = np.array(_BELIEF) if int8 else np.array([*_BELIEF[:-1], 1e-6])
     noise = 0.06
     weights = np.ones(len(us))
@@ -197,19 +197,17 @@ def _corrected(alone: Learned, measured: Mapping[str, float]) -> Learned:
     """With corrections, and the error on nets that were left out of these."""
     names = [name for name in nets.NAMES if name in measured]
     predictor = Predictor(alone)
-    read = [_columns_of_net(predictor, name) for name in names]
-    columns, cold = np.array([row for row, _ in read]), np.array([us for _, us in read])
+    columns = np.array([_columns_of_net(predictor, name) for name in names])
     us = np.array([1e3 * measured[name] for name in names])
     int8 = alone.precision == "int8"
     predicted = []
     for i in range(len(names)):
         others = np.arange(len(names)) != i
-        found = corrections_of(columns[others], us[others] - cold[others], int8)
-        predicted.append(float(columns[i] @ vector(found) + cold[i]))
+        predicted.append(float(columns[i] @ vector(corrections_of(columns[others], us[others], int8))))
     ratios = np.array(predicted) / us
     return replace(
         alone,
-        corrections=corrections_of(columns, us - cold, int8),
+        corrections=corrections_of(columns, us, int8),
         nets=tuple(
             (name, _rounded(float(t) / 1e3), _rounded(p / 1e3)) for name, t, p in zip(names, us, predicted, strict=True)
         ),
@@ -225,11 +223,9 @@ def _corrected(alone: Learned, measured: Mapping[str, float]) -> Learned:
     )
 
 
-def _columns_of_net(predictor: Predictor, name: str) -> tuple[list[float], float]:
-    """A net's columns, and what its weights cost beside them."""
+def _columns_of_net(predictor: Predictor, name: str) -> list[float]:
     model = nets.build(name)
-    parts = views.view(model, predictor.table.runtime)
-    return columns_of(predictor, parts, views.input_elements(model)), predictor.cold_us(parts)
+    return columns_of(predictor, views.view(model, predictor.table.runtime), views.input_elements(model))
 
 
 def vector(corrections: Corrections) -> Array:

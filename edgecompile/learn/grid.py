@@ -31,12 +31,13 @@ _FEW_MAPS = ((48, 7), (64, 28), (32, 112))
 def points(seed: int = 0) -> tuple[OperatorKey, ...]:
     """All points, the most useful first: the families take turns by their share of all points."""
     families = [
-        _first(_pointwise(seed), 90),
-        _first(_convolutions(seed), 80),
-        _first(_depthwise(seed), 56),
+        _first(_pointwise(seed), 110),
+        _first(_convolutions(seed), 120),
+        _first(_depthwise(seed), 64),
         _first(_dense(seed), 26),
         _rotated(tuple(_maps())),
         tuple(_sequences()),
+        tuple(_stems()),
     ]
     placed = [((i + 0.5) / len(family), key) for family in families for i, key in enumerate(family)]
     return tuple(dict.fromkeys([*staircase(), *heavy(), *(key for _, key in sorted(placed, key=lambda pair: pair[0]))]))
@@ -161,6 +162,17 @@ def _convolutions(seed: int) -> Iterator[OperatorKey]:
         key = _conv(channels, out, side, kernel=kernel, stride=stride, groups=groups, dilation=dilated)
         if _fits(key) and groups < channels:
             yield key
+
+
+def _stems() -> Iterator[OperatorKey]:
+    """First layers: of the few channels of an image, kernels make what they make of no others."""
+    for channels, out, side, size, stride in (
+        (3, 32, 224, 3, 2), (3, 64, 112, 7, 2), (1, 64, 64, 5, 1), (3, 16, 32, 3, 1), (3, 24, 160, 3, 2),
+        (3, 48, 96, 3, 1), (3, 16, 192, 3, 2), (3, 32, 224, 7, 2), (1, 32, 48, 3, 1), (3, 64, 64, 5, 1),
+        (3, 64, 128, 3, 2), (3, 40, 128, 7, 2), (3, 96, 112, 4, 4), (3, 64, 224, 3, 2), (1, 16, 96, 3, 2),
+        (3, 24, 128, 5, 2),
+    ):  # fmt: skip
+        yield _conv(channels, out, side, kernel=(size, size), stride=stride)
 
 
 def _depthwise(seed: int) -> Iterator[OperatorKey]:

@@ -2,7 +2,7 @@
 
 Single operators do not tell what the runtime makes of them together: layouts that are changed between them, operators
 that are fused, tensors that are still in the caches. None of these nets is a published one; they have the blocks of
-published ones at widths and sizes of their own, and each takes a small board some milliseconds.
+published ones at widths and sizes of their own, and most take a small board some milliseconds.
 """
 
 from __future__ import annotations
@@ -229,10 +229,10 @@ def _bottleneck(net: _Net, x: str, groups: int = 1, gated: bool = False) -> str:
     return net.classes(x, 100)
 
 
-def _separable(net: _Net, x: str, act: str = "Relu") -> str:
+def _separable(net: _Net, x: str, act: str = "Relu", wide: float = 1.0) -> str:
     x = net.conv(x, 24, 3, 2, act=act)
-    for out, stride in ((40, 1), (88, 2), (88, 1), (176, 2), (176, 1), (176, 1), (352, 2), (352, 1)):
-        x = net.conv(net.depthwise(x, 3, stride, act), out, 1, act=act)
+    for narrow, stride in ((40, 1), (88, 2), (88, 1), (176, 2), (176, 1), (176, 1), (352, 2), (352, 1)):
+        x = net.conv(net.depthwise(x, 3, stride, act), round(narrow * wide), 1, act=act)
     return net.classes(x, 1000)
 
 
@@ -391,6 +391,9 @@ _NETS: Mapping[str, tuple[tuple[int, ...], _Make]] = {
     "encoder": ((1, 3, 64, 64), _encoder),
     "modern": ((1, 3, 96, 96), _modern),
     "rows": ((1, 512), _rows),
+    # Two whose weights are more than caches hold.
+    "large": ((1, 3, 112, 112), lambda net, x: _residual(net, x, 96)),
+    "wide": ((1, 3, 128, 128), lambda net, x: _separable(net, x, "Clip", 3.0)),
 }  # fmt: skip
 NAMES = tuple(_NETS)
 

@@ -116,7 +116,8 @@ class Predictor:
     def net_ms(self, parts: Sequence[Part], input_elements: int) -> float:
         """Milliseconds of an inference of a net of these parts, as `views.view` tells them."""
         corrections = self.table.corrections
-        fixed = corrections.inference_us + corrections.input_us * input_elements / 1e6 + self.cold_us(parts)
+        fixed = corrections.inference_us + corrections.input_us * input_elements / 1e6
+        fixed += corrections.cold * self.cold_us(parts)
         within = (within_net(part, us, corrections) for part, us in zip(parts, self.alone_us(parts), strict=True))
         return (fixed + sum(within)) / 1e3
 
