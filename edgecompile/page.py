@@ -62,7 +62,7 @@ def render(manifest: Manifest) -> str:
 <div class="scroll">{_plot(manifest)}</div>
 <div class="scroll">{_table(manifest)}</div>
 {_failures(manifest)}
-<p class="soft">{escape(_accuracy_words(manifest))}</p>
+<p class="soft">{escape(_accuracy_words(manifest))} {escape(report.predictions(manifest) or "")}</p>
 {_instructions(manifest)}<h2>How it was measured</h2>
 <p>{escape(_measured_words(manifest))}</p>
 {_doubts(manifest)}

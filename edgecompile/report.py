@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import math
+import statistics
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -272,6 +273,8 @@ def closing(manifest: Manifest, folder: str) -> list[Text]:
                 f" [{found.ci_low:.2f}, {found.ci_high:.2f}]"
             )
         )
+    told = predictions(manifest)
+    lines += [Text(told)] if told else []
     lines += [Text(f"  what would help: {hint}") for hint in verdict.help]
     for engine in manifest.engines:
         lines.append(
@@ -330,6 +333,21 @@ def on_frontier(manifest: Manifest) -> tuple[TriedCandidate, ...]:
     usable = [c for c in manifest.candidates if c.failure is None and c.measurement and c.validation]
     points = [(c.measurement.value_ms, search.loss(c.validation)) for c in usable if c.measurement]
     return tuple(usable[i] for i in search.pareto(points))
+
+
+def predictions(manifest: Manifest) -> str | None:
+    """How far smaller models were from what the table of operators promised, where they were measured."""
+    errors = [
+        abs(c.predicted_ms / c.measurement.ci_high_ms - 1)
+        for c in manifest.candidates
+        if c.predicted_ms is not None and c.measurement is not None and c.measurement.provenance == "measured"
+    ]
+    if not errors:
+        return None
+    files = f"{len(errors)} smaller models" if len(errors) > 1 else "the smaller model"
+    middle = 100 * statistics.median(errors)
+    words = f"The latency of {files} was predicted within {100 * max(errors):.0f} % before measuring"
+    return words + (f" (median {middle:.0f} %)." if len(errors) > 1 else ".")
 
 
 def _accuracy_line(found: Accuracy, original: Accuracy | None) -> Text:

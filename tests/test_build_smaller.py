@@ -98,12 +98,24 @@ def test_no_prune_leaves_the_model_whole(project: Project, tmp_path: Path) -> No
 
 
 def test_a_frontier_has_smaller_models_for_tighter_budgets(project: Project, tmp_path: Path) -> None:
-    code, manifest, err = _build(project, tmp_path / "out", 1000, "--frontier")
-    assert code == 6, err
+    done = edgecompile(
+        "build", project.model, "--target", "pi3", "--data", project.train, "--precision", "fp32",
+        "--runtime", "tflite", "--budget-ms", "1000", "--out", tmp_path / "out", "--frontier",
+    )  # fmt: skip
+    assert done.code == 6, done.err
+    manifest = bundle.read(tmp_path / "out").manifest
     smaller = [c for c in manifest.candidates if c.plan.steps and c.measurement is not None]
     assert smaller
     latencies = [c.measurement.value_ms for c in smaller if c.measurement is not None]
     assert latencies == sorted(latencies, reverse=True)
+    told = "".join(done.out.split())
+    assert "frontierp50ms" in told
+    others = [file for file in manifest.files if file.role == "frontier"]
+    assert others
+    assert all((tmp_path / "out" / file.path).is_file() for file in others)
+    assert any(f"--plan{tmp_path / 'out'}:{c.label}--out" in told for c in smaller)
+    assert '<path d="M' in (tmp_path / "out" / "report.html").read_text()
+    bundle.check_hashes(bundle.read(tmp_path / "out"))
 
 
 def test_the_same_command_again_does_not_work_twice(project: Project, tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def _distilled(job: Job, candidates: Sequence[Candidate], reference: evaluate.Re
         )  # fmt: skip
         if steps is None:
             return []
+        steps = min(steps, chosen.get("steps", steps))
         made = distill.step(**{**distill.recipe(labelled=labelled, features=pools, steps=steps), **chosen})
         longer = trained(job, replace(plan, steps=(*plan.steps, made)), 60 * job.request.time_limit_min)
     except (UnsupportedModelError, DivergedError) as exc:
