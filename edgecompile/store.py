@@ -25,6 +25,8 @@ from edgecompile.types import decode, encode
 
 T = TypeVar("T")
 _RESULT = "result.json"
+#: The folder, in a work folder or the user's cache, of what single operators take on a device.
+TIMES = "operator"
 _LOCK = "lock"
 
 
@@ -108,6 +110,18 @@ def cache_root() -> Path:
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "edgecompile"
+
+
+def clean_times(*, older_than_days: float = 0.0) -> int:
+    """Remove the times of single operators that builds share, taken more than ``older_than_days`` ago; how many."""
+    old = [
+        path
+        for path in (cache_root() / TIMES).glob("*.json")
+        if time.time() - path.stat().st_mtime >= older_than_days * 86400
+    ]
+    for path in old:
+        path.unlink(missing_ok=True)
+    return len(old)
 
 
 def register(work: Path) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from edgecompile import bundle
+from edgecompile import bundle, page, report
 from tests.net import Project, make_project
 from tests.test_cli import edgecompile
 
@@ -108,14 +111,36 @@ def test_a_frontier_has_smaller_models_for_tighter_budgets(project: Project, tmp
     assert smaller
     latencies = [c.measurement.value_ms for c in smaller if c.measurement is not None]
     assert latencies == sorted(latencies, reverse=True)
-    told = "".join(done.out.split())
-    assert "frontierp50ms" in told
-    others = [file for file in manifest.files if file.role == "frontier"]
-    assert others
-    assert all((tmp_path / "out" / file.path).is_file() for file in others)
-    assert any(f"--plan{tmp_path / 'out'}:{c.label}--out" in told for c in smaller)
-    assert '<path d="M' in (tmp_path / "out" / "report.html").read_text()
+    others = {f"frontier/{c.label}.tflite" for c in report.on_frontier(manifest) if c.plan != manifest.plan}
+    assert {file.path for file in manifest.files if file.role == "frontier"} == others
     bundle.check_hashes(bundle.read(tmp_path / "out"))
+
+    _each_point_is_shown(manifest)
+
+
+def _each_point_is_shown(manifest: bundle.Manifest) -> None:
+    """Were every faster candidate less accurate, all would be points of the frontier."""
+    timed = sorted((c for c in manifest.candidates if c.measurement), key=lambda c: -c.measurement.value_ms)  # type: ignore[union-attr]
+    tried = tuple(
+        replace(c, validation=replace(c.validation, drop=float(i), value=90.0 - i), predicted_ms=1.0)
+        for i, c in enumerate(timed)
+        if c.validation is not None
+    )
+    traded = replace(manifest, candidates=tried)
+    assert report.on_frontier(traded) == tuple(reversed(tried))
+    console = Console(width=80, file=io.StringIO())
+    console.print(*report.frontier(traded, "out"))
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(c.label in told for c in tried)
+    assert f"--plan out:{next(c.label for c in reversed(tried) if c.plan != manifest.plan)} --out OTHER" in told
+    assert '<path d="M' in page.render(traded)
+    assert report.predictions(traded) is None, "nothing was measured"
+    measured = [
+        replace(c, measurement=replace(c.measurement, provenance="measured", ci_high_ms=ms))
+        for c, ms in zip(tried, (1.25, 0.8, 1.0), strict=False)
+        if c.measurement is not None
+    ]
+    assert "predicted within 25 % before" in str(report.predictions(replace(traded, candidates=tuple(measured))))
 
 
 def test_the_same_command_again_does_not_work_twice(project: Project, tmp_path: Path) -> None:

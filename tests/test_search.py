@@ -166,3 +166,9 @@ def test_failed_candidates_are_passed_over_and_told() -> None:
     assert choice.verdicts[0] == "failed: no such operator"
     with pytest.raises(ValueError, match="no candidate"):
         search.choose([failed], Budget(latency_ms=10))
+
+
+def test_a_frontier_is_what_no_other_beats_in_both() -> None:
+    points = [(3.0, 0.0), (1.0, 2.0), (2.0, 2.0), (2.0, 1.0), (4.0, 0.0), (1.0, 2.5)]
+    assert search.pareto(points) == (1, 3, 0)
+    assert search.pareto([]) == ()

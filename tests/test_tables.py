@@ -17,9 +17,8 @@ import numpy as np
 import onnx
 import pytest
 
-from edgecompile import content, model, tables
+from edgecompile import content, model, store, tables
 from edgecompile.errors import DeviceError, InputError, UnsupportedModelError
-from edgecompile.store import Store
 from edgecompile.tables import files, timing
 from edgecompile.tables.key import OperatorKey
 from edgecompile.transport.local import LocalTransport
@@ -83,7 +82,7 @@ def test_every_operator_becomes_a_file_that_the_runtime_times(
     assert not [name for name, file in zip(KEYS, made, strict=True) if file is None]
     table = measured(list(KEYS.values()), tmp_path, runtime=runtime, precision=precision)
     assert all(0 < ms < 100 and math.isfinite(ms) for ms in table.values())
-    kept = Store(tmp_path / "cache").root.rglob("result.json")
+    kept = (tmp_path / "cache").rglob("*.json")
     assert [file for file in kept if json.loads(file.read_text())["ms"] is None] == []
 
 
@@ -139,6 +138,22 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path, monkeypatch: py
     for change in ({"fingerprint": "another"}, {"precision": "int8"}, {"threads": 2}):
         with pytest.raises(AssertionError, match="measured again"):
             measured([first], tmp_path, **change)
+
+
+def test_times_that_builds_share_can_be_cleaned(tmp_path: Path) -> None:
+    measured([conv()], tmp_path, cache=store.cache_root())
+    assert store.clean_times(older_than_days=1) == 0
+    assert store.clean_times() == 1
+    assert store.clean_times() == 0
+
+
+def test_another_machine_is_known_by_its_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalTransport() as there:
+        about = timing._about(there)
+        assert len(about) == 64
+        assert timing._about(there) == about
+        monkeypatch.setattr(timing, "_ABOUT", timing._ABOUT + 'print("another version")')
+        assert timing._about(there) not in ("", about)
 
 
 def test_what_cannot_be_a_file_is_estimated_by_its_bytes(tmp_path: Path) -> None:

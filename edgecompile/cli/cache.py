@@ -34,7 +34,7 @@ def cache_list(as_json: bool, quiet: bool, verbose: int, debug: bool) -> int:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @common
 def cache_clean(older_than_days: float, yes: bool, quiet: bool, verbose: int, debug: bool) -> int:
-    """Remove work folders. Bundles stay."""
+    """Remove work folders, and the times of operators that builds share. Bundles stay."""
     from edgecompile import report, store
 
     terminal = face(quiet, verbose, debug)
@@ -44,6 +44,8 @@ def cache_clean(older_than_days: float, yes: bool, quiet: bool, verbose: int, de
     removed, busy = store.clean(folders, older_than_days=older_than_days)
     for folder in busy:
         terminal.note(f"{folder.path} stays: a build is using it")
+    times = store.clean_times(older_than_days=older_than_days)
     freed = report.size(sum(folder.size_bytes for folder in removed))
-    click.echo(f"removed {len(removed)} of {len(folders)} work folders, {freed}")
+    shared = f", and the times of {times} operators" if times else ""
+    click.echo(f"removed {len(removed)} of {len(folders)} work folders, {freed}{shared}")
     return 0

@@ -13,6 +13,7 @@ from edgecompile.jetson import versions as versions_of_tensorrt
 from edgecompile.lower import tensorrt
 from edgecompile.pipeline.changing import changed
 from edgecompile.pipeline.job import Job, bench_options, versions
+from edgecompile.store import Store, cache_root
 from edgecompile.tables.costs import cost_of
 from edgecompile.types import (
     Artifact,
@@ -227,7 +228,8 @@ def operator_times(job: Job, plan: Plan, keys: Sequence[tables.OperatorKey]) -> 
                 precision=plan.precision,
                 threads=job.threads,
                 workdir=job.store.root / "operators",
-                cache=job.store,
+                # A user's builds share what single operators take; with --fresh they are measured anew.
+                cache=job.store if job.request.fresh else Store(cache_root()),
                 fingerprint=job.machine,
                 transport=transport,
             )

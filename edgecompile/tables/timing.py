@@ -16,19 +16,18 @@ import msgspec
 from edgecompile import content
 from edgecompile.errors import DeviceError, UnsupportedModelError
 from edgecompile.progress import Progress, Silent
-from edgecompile.store import Store
+from edgecompile.store import TIMES, Store, write_atomically
 from edgecompile.tables import files
 from edgecompile.tables.key import OperatorKey
 from edgecompile.transport import Transport, lab
 from edgecompile.transport.local import LocalTransport
-from edgecompile.types import Precision, RuntimeName, digest
+from edgecompile.types import Precision, RuntimeName, decode, digest, encode
 
 if TYPE_CHECKING:
     import onnx
 
 log = logging.getLogger(__name__)
 
-_KIND = "operator"
 #: Raised when the way of measuring changes.
 _FORMAT = 1
 #: Files are made, measured and forgotten in portions, so that a killed run keeps what it had.
@@ -124,8 +123,8 @@ def measure(
     """The milliseconds of each distinct key on a machine (this one without ``transport``), by measuring it alone.
 
     ``transport`` is one that was entered; ``workdir`` holds the files while they are measured.
-    What ``cache`` holds is not measured again; ``fingerprint`` is what the machine is known by there (of another
-    machine with its runtime's version, which is only known for this one). An operator that
+    What ``cache`` holds is not measured again; ``fingerprint`` is what the machine is known by there,
+    beside the versions of its runtimes. An operator that
     cannot be a file of its own is estimated by the bytes it moves, at the rate of the operators measured that do
     little else. Raises `DeviceError` when the machine or its runtime fails, `InputError` for an emulated machine.
     """
@@ -168,7 +167,7 @@ def measure_alone(
         seed=seed,
         options=options or MeasureOptions(),
         fingerprint=fingerprint,
-        version=_version(runtime) if transport is None or transport.is_this_machine else "",
+        version=_version(runtime) if transport is None or transport.is_this_machine else _about(transport),
     )
     store = cache if isinstance(cache, Store) else Store(cache)
     distinct = list(dict.fromkeys(keys))
@@ -186,23 +185,46 @@ def measure_alone(
 
 
 def _kept(store: Store, key: str) -> Timed | None:
-    """What the store has under a key, nothing being made."""
-
-    class Absent(Exception):
-        pass
-
-    def refuse(folder: Path) -> Timed:
-        folder.rmdir()
-        raise Absent
-
+    """What the store has under a key."""
     try:
-        return store.cached(_KIND, key, Timed, refuse)
-    except Absent:
+        return decode(_place(store, key).read_bytes(), Timed)
+    except (OSError, msgspec.ValidationError):
         return None
 
 
 def _keep(store: Store, key: str, timed: Timed) -> Timed:
-    return store.cached(_KIND, key, Timed, lambda _: timed)
+    """Write a time down; one file each, since several builds may share the folder."""
+    path = _place(store, key)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, encode(timed))
+    return timed
+
+
+def _place(store: Store, key: str) -> Path:
+    return store.root / TIMES / f"{key[:32]}.json"
+
+
+#: Says what a machine is, and which versions of the runtimes it has; Python 3.7 has no ``importlib.metadata``.
+_ABOUT = """
+import platform
+print(platform.node(), platform.machine())
+try:
+    print(open("/etc/machine-id").read())
+    from importlib import metadata
+except (OSError, ImportError):
+    metadata = None
+for name in ("ai-edge-litert", "tflite-runtime", "tensorflow", "onnxruntime"):
+    try:
+        print(name, metadata.version(name))
+    except Exception:
+        pass
+"""
+
+
+def _about(transport: Transport) -> str:
+    """What a machine that is not this one is known by: a new version of a runtime there makes other times."""
+    done = transport.run([transport.python, "-c", _ABOUT], timeout_s=60.0)
+    return digest(done.out) if done.code == 0 else ""
 
 
 def _version(runtime: RuntimeName) -> str:
