@@ -33,7 +33,19 @@ from edgecompile.progress import Silent
 from edgecompile.store import Store
 from edgecompile.techniques import blocks, pruning
 from edgecompile.transport.local import LocalTransport
-from edgecompile.types import Arrays, Artifact, Measurement, Model, Plan, RuntimeName, Step, file_sha256, to_builtins
+from edgecompile.types import (
+    Arrays,
+    Artifact,
+    Measurement,
+    Model,
+    Plan,
+    RuntimeName,
+    Step,
+    decode,
+    encode,
+    file_sha256,
+    to_builtins,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "budgets.json"
@@ -117,9 +129,15 @@ class Explored:
         return replace(self.model, path=path, original_path=path, sha256=file_sha256(path), module=None)
 
     def file(self, made: Model, plan: Plan, name: str) -> Artifact:
-        """The model's file at a plan's runtime and precision."""
+        """The model's file at a plan's runtime and precision; made once for a name."""
         folder = self.work / "files" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        kept = folder / f"{plan.runtime}-{plan.precision}.json"
+        if not kept.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(encode(self._lowered(made, plan, folder)))
+        return decode(kept.read_bytes(), Artifact)
+
+    def _lowered(self, made: Model, plan: Plan, folder: Path) -> Artifact:
         runs = lower.RUNTIMES[plan.runtime]
         floating = runs.lower(made, replace(plan, precision="fp32"), [], folder)
         if plan.precision == "fp32":
@@ -206,7 +224,7 @@ class _Search:
         number = len(self.tried)
         predicted = self.aims[way].predict(counts)
         made = self.found.made(shrink.steps(self.found.prospect, counts), f"{self.name}-{number}", fit=False)
-        artifact = self.found.file(made, self.ways[way], f"{self.name}-{number}")
+        artifact = self.found.file(made, self.ways[way], f"{self.name}-{made.sha256[:16]}")
         (one,) = measured([artifact]).measurements
         self.tried.append((way, predicted, one))
         return one.ci_high_ms
