@@ -34,7 +34,7 @@ def add_latency(job: Job, candidates: Sequence[Candidate], *, required: bool = F
     if job.here:
         return _measured(job, candidates)
     reason = "is not this machine" if job.emulated is None else "is emulated, and an emulated board has no latency"
-    job.progress.note(f"{job.profile.name} {reason}: it is estimated from the device profile, not measured")
+    job.progress.note(f"{job.profile.name} {reason}: latency is estimated from the device profile, not measured")
     return [replace(c, measurement=estimated(job, c.plan)) if c.failure is None else c for c in candidates]
 
 
