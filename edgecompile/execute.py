@@ -188,7 +188,7 @@ def _named(session: Any, what: str) -> RunFunction:
     def run(sample: Arrays) -> Arrays:
         feed = {}
         for name, spec in session.inputs.items():
-            array = np.ascontiguousarray(_pick(sample, name))
+            array = np.asarray(_pick(sample, name), order="C")
             if array.ndim != len(spec["shape"]) or array.dtype != spec["dtype"]:
                 raise InputError(
                     f"input {name!r} of {what} takes {spec['dtype']} {tuple(spec['shape'])}, "
@@ -230,7 +230,7 @@ def _to_file(port: Port, value: npt.NDArray[np.generic]) -> npt.NDArray[np.gener
         limits = np.iinfo(port.spec.dtype)
         steps = np.round(array / quantization.scale[0]) + quantization.zero_point[0]
         array = np.clip(steps, limits.min, limits.max)
-    return np.ascontiguousarray(array, dtype=port.spec.dtype)
+    return np.asarray(array, dtype=port.spec.dtype, order="C")
 
 
 def _from_file(port: Port, value: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:

@@ -26,12 +26,15 @@ if TYPE_CHECKING:
 #: over the 45 nets of the zoo. The faults of converters (a wrong axis, padding, layout or coordinate rule) are above
 #: 1e-2; the tolerance lies between, nearer to the rounding.
 FP32_TOLERANCE = 1e-3
-#: Rounding weights to float16 (11 bits) moves outputs by 1e-4 to 1e-3 of their range.
-FP16_TOLERANCE = 1e-2
-#: Below this the quantization noise has more power than the signal: the file is broken, not merely less exact.
-SQNR_FLOOR_DB = 0.0
+#: Rounding weights to float16 (11 bits) leaves 50 dB and more; far below, something has overflown or vanished.
+FP16_SQNR_FLOOR_DB = 20.0
+#: At 0 dB the quantization noise has as much power as the signal, which an output of nothing but zeros has, too: below
+#: this the file is broken, not merely less exact.
+SQNR_FLOOR_DB = 0.5
 #: Written for "no difference at all", since JSON has no infinity.
 SQNR_CEILING_DB = 200.0
+#: Where the float output is 0 everywhere.
+_NOTHING = 1e-8
 #: ``Parity.max_error`` of outputs that cannot be compared, since JSON has no infinity.
 INCOMPARABLE = sys.float_info.max
 
@@ -114,8 +117,8 @@ class _Output:
             return -SQNR_CEILING_DB
         if self.noise == 0.0:
             return SQNR_CEILING_DB
-        if self.signal == 0.0:
-            return -SQNR_CEILING_DB
+        if self.signal == 0.0:  # the integers nearest to 0 stand for numbers as small as this
+            return SQNR_CEILING_DB if self.difference < _NOTHING else -SQNR_CEILING_DB
         value = 10.0 * math.log10(self.signal / self.noise)
         return max(-SQNR_CEILING_DB, min(SQNR_CEILING_DB, value))
 

@@ -159,7 +159,7 @@ def given_feed(session, arrays, index):
         if array.shape != shape:
             message = f"array {name!r} has shape {array.shape}, the model takes {shape}"
             raise Failure("bad_inputs", message, index)
-        feed[name] = np.ascontiguousarray(array, dtype=spec["dtype"])
+        feed[name] = np.asarray(array, dtype=spec["dtype"], order="C")
     return feed
 
 

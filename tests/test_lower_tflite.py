@@ -299,6 +299,22 @@ def test_float16_halves_the_weights_and_keeps_float_inputs_and_outputs(
     assert half.float_islands is None
 
 
+def test_weights_that_float16_does_not_hold_stay_float32(tmp_path: Path) -> None:
+    for number, factor in enumerate((1.0, 1e5, 1e-7)):
+        net = Net()
+        x = net.conv(net.input("x", 1, 3, 8, 8), 3, 8)
+        net.weights[0] = onnx.numpy_helper.from_array(
+            onnx.numpy_helper.to_array(net.weights[0]) * np.float32(factor), "w0"
+        )
+        model = net.save(tmp_path / f"{number}.onnx", x)
+        made = TFLITE.lower(model, FP16, samples(model), tmp_path / str(number), path="direct")
+        assert largest_error(run_tflite(made), run_onnx(model.path), samples(model)) < 2e-3
+        halves = [
+            t for t in flatbuffer.unpack(made.file.read_bytes()).subgraphs[0].tensors if t.type == flatbuffer.FLOAT16
+        ]
+        assert bool(halves) == (factor == 1)
+
+
 def test_the_delegate_takes_all_of_a_float16_file(small: Model, tmp_path: Path) -> None:
     from ai_edge_litert.interpreter import Interpreter
 

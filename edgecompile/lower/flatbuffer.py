@@ -148,6 +148,15 @@ def add_tensor(model: Any, tensor: Any, name: str) -> int:
     return len(tensors) - 1
 
 
+def like(model: Any, tensor: Any, dtype: int, parameters: Any, suffix: str) -> int:
+    """Add a tensor of another type and quantization for the values of ``tensor``; returns its index."""
+    import copy
+
+    made = copy.copy(tensor)
+    made.type, made.quantization, made.buffer = dtype, parameters, 0
+    return add_tensor(model, made, tensor_name(tensor) + suffix)
+
+
 def make_operator(model: Any, name: str, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
     """A builtin operator without options that reads and makes these tensors; it is in no graph yet."""
     from ai_edge_litert import schema_py_generated as schema

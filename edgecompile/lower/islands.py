@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from edgecompile.errors import UnsupportedModelError
 from edgecompile.lower import flatbuffer
 
 if TYPE_CHECKING:
@@ -93,6 +94,13 @@ _CARRIED = frozenset(
         "UNPACK",
     }
 )
+_CONVERSIONS = frozenset({"QUANTIZE", "DEQUANTIZE", "CAST"})
+#: Operators whose kernels hand integers on as they are.
+_ONE_SCALE = (
+    (_CARRIED - {"RESIZE_BILINEAR", "AVERAGE_POOL_2D"})
+    | {name for name, rule in RULES.items() if rule.output in ("input", "common")}
+    | {"PACK", "SELECT_V2", "SPLIT"}
+)
 #: The ranges that the fixed scales of these kernels stand for.
 _FIXED = {"LOGISTIC": (0.0, 255 / 256), "SOFTMAX": (0.0, 255 / 256), "TANH": (-1.0, 127 / 128)}
 
@@ -114,38 +122,161 @@ def carry_ranges(data: bytes, ranges: Ranges) -> dict[str, tuple[float, float]]:
         elif rule is not None and rule.fixed is not None:
             scale, zero = rule.fixed
             carried[outputs[0]] = ((_LOW - zero) * scale, (_HIGH - zero) * scale)
-        elif (place := _moved_input(graph, operator, rule)) is not None:
+        elif (place := _moved_input(graph, operator, carried)) is not None:
             source = flatbuffer.tensor_name(subgraph.tensors[operator.inputs[place]])
             carried.update({output: carried[source] for output in outputs if source in carried and output in carried})
     return carried
 
 
-def _moved_input(graph: Any, operator: Any, rule: Rule | None) -> int | None:
+def around_zero(data: bytes, ranges: Ranges) -> dict[str, tuple[float, float]]:
+    """The ranges with those of the right factors of products made symmetric, where that costs a third of a bit at most.
+
+    XNNPACK takes a right factor's zero point for 0 (LiteRT 2.1), so it has to be 0. The range is that of the tensor
+    that was computed, from which the factor was only moved; `_center` sees to the other factors.
+    """
+    centered = dict(ranges)
+    graph = flatbuffer.unpack(data)
+    subgraph = graph.subgraphs[0]
+    producers = {int(i): operator for operator in subgraph.operators for i in operator.outputs}
+    for operator in subgraph.operators:
+        if flatbuffer.operator_name(graph, operator) != "BATCH_MATMUL":
+            continue
+        index = origin(graph, producers, int(operator.inputs[1]), centered)
+        name = flatbuffer.tensor_name(subgraph.tensors[index])
+        maker = flatbuffer.operator_name(graph, producers[index]) if index in producers else ""
+        if name not in centered or maker in _FIXED or (maker in RULES and RULES[maker].fixed):
+            continue
+        low, high = centered[name]
+        largest = max(abs(low), abs(high))
+        if 2 * largest <= _SKEW * (max(high, 0.0) - min(low, 0.0)):
+            centered[name] = (largest * _LOW / _HIGH, largest)
+    return centered
+
+
+#: How much wider a symmetric range may be than the one that was observed.
+_SKEW = 1.25
+
+
+def origin(graph: Any, producers: Mapping[int, Any], index: int, ranges: Ranges) -> int:
+    """The tensor that was computed and whose scale, its values being moved only, a tensor will have."""
+    while (operator := producers.get(index)) is not None:
+        place = _moved_input(graph, operator, ranges)
+        if place is None:
+            break
+        index = int(operator.inputs[place])
+    return index
+
+
+def _center(graph: Any) -> None:
+    """Before: ``BATCH_MATMUL(a, b)`` with b around -12. After: ``BATCH_MATMUL(a, QUANTIZE(b))``, around 0."""
+    subgraph = graph.subgraphs[0]
+    operators = []
+    for operator in subgraph.operators:
+        if flatbuffer.operator_name(graph, operator) == "BATCH_MATMUL":
+            tensor = subgraph.tensors[operator.inputs[1]]
+            zero = int(tensor.quantization.zeroPoint[0]) if tensor.type == flatbuffer.INT8 else 0
+            if zero:
+                scale = float(tensor.quantization.scale[0]) * max(zero - _LOW, _HIGH - zero) / _HIGH
+                made = flatbuffer.like(graph, tensor, flatbuffer.INT8, flatbuffer.quantization(scale, 0), "_centered")
+                operators.append(flatbuffer.make_operator(graph, "QUANTIZE", [operator.inputs[1]], [made]))
+                operator.inputs = [int(operator.inputs[0]), made]
+        operators.append(operator)
+    subgraph.operators = operators
+
+
+def _moved_input(graph: Any, operator: Any, ranges: Ranges) -> int | None:
     """Which input an operator hands on unchanged, or compares with a constant only; ``None`` if it does neither."""
     name = flatbuffer.operator_name(graph, operator)
     if name == "SPLIT":
         return 1
+    rule = RULES.get(name)
     if name in _CARRIED or (rule is not None and rule.output == "input"):
         return 0
-    return None if rule is None else _compared_input(graph, operator, rule)
+    return None if rule is None else _compared_input(graph, operator, rule, ranges)
 
 
-def _compared_input(graph: Any, operator: Any, rule: Rule) -> int | None:
-    """The only input of a comparison that is not a constant; the constant can then take that input's scale."""
+def _compared_input(graph: Any, operator: Any, rule: Rule, ranges: Ranges) -> int | None:
+    """The only input of a comparison that is not a constant, where the constant can take that input's scale.
+
+    It cannot where the result can be a constant that this scale does not reach: the minimum of a softmax and -2.
+    """
     if rule.output != "common":
         return None
     tensors = graph.subgraphs[0].tensors
     variable = [i for i in rule.data if not flatbuffer.is_constant(graph, tensors[operator.inputs[i]])]
-    return variable[0] if len(variable) == 1 else None
+    if len(variable) != 1:
+        return None
+    (constant,) = (
+        flatbuffer.constant_floats(graph, tensors[operator.inputs[i]]) for i in rule.data if i not in variable
+    )
+    span = ranges.get(flatbuffer.tensor_name(tensors[operator.inputs[variable[0]]]))
+    if constant is None or span is None:
+        return None
+    below = flatbuffer.operator_name(graph, operator) == "MINIMUM" and constant.min() < min(span[0], 0.0)
+    above = flatbuffer.operator_name(graph, operator) == "MAXIMUM" and constant.max() > max(span[1], 0.0)
+    return None if below or above else variable[0]
 
 
 def quantize(data: bytes, ranges: Ranges, keep_float: Collection[str] = ()) -> bytes:
     """The INT8 file with every float operator that `RULES` covers computing in int8."""
     graph = flatbuffer.unpack(data)
     if len(graph.subgraphs) == 1:
+        _read_integers(graph)
         _quantize_unread_outputs(graph)
         _Pass(graph, ranges, keep_float).run()
+        _center(graph)
+    _require_sound(graph)
     return flatbuffer.pack(graph)
+
+
+def _read_integers(graph: Any) -> None:
+    """Let an operator that makes integers read them where the quantizer has it read their float copy.
+
+    Before: ``CONV_2D -> a -> DEQUANTIZE -> f (an output); RESHAPE(f) -> int8``, as the quantizer leaves it where an
+    output has several readers inside; kernels take the float's bytes for integers. After: ``RESHAPE(a) -> int8``.
+    """
+    subgraph = graph.subgraphs[0]
+    tensors = subgraph.tensors
+    integer = {
+        int(operator.outputs[0]): int(operator.inputs[0])
+        for operator in subgraph.operators
+        if flatbuffer.operator_name(graph, operator) == "DEQUANTIZE"
+        and tensors[operator.inputs[0]].type == flatbuffer.INT8
+    }
+    for operator in subgraph.operators:
+        if flatbuffer.operator_name(graph, operator) not in _CONVERSIONS and any(
+            tensors[i].type == flatbuffer.INT8 for i in operator.outputs
+        ):
+            operator.inputs = [integer.get(int(i), int(i)) for i in operator.inputs]
+
+
+def _require_sound(graph: Any) -> None:
+    """Raise where an operator mixes types or scales that no kernel mixes: it would compute something else.
+
+    Some kernels read floats as 8 bits, beyond the tensor's end; those that only move values do not look at scales, but
+    XNNPACK does, to the last bit, which two scales of one range may have apart: then one takes the other's place.
+    """
+    for subgraph in graph.subgraphs:
+        for operator in subgraph.operators:
+            name = flatbuffer.operator_name(graph, operator)
+            tensors = [subgraph.tensors[i] for i in [*operator.inputs, *operator.outputs] if i >= 0]
+            integers = [tensor for tensor in tensors if tensor.type == flatbuffer.INT8]
+            mixed = bool(integers) and any(tensor.type == flatbuffer.FLOAT32 for tensor in tensors)
+            apart = name in _ONE_SCALE and not all(
+                _same_scale(tensor.quantization, integers[0].quantization) for tensor in integers[1:]
+            )
+            if name not in _CONVERSIONS and (mixed or apart):
+                made = flatbuffer.tensor_name(subgraph.tensors[operator.outputs[0]])
+                what = "floats and integers at once" if mixed else "scales that differ"
+                raise UnsupportedModelError(
+                    f"the quantizer left {name}, which makes {made!r}, with {what}",
+                    remedy="leave int8 out with --precision",
+                    operators=((name, made),),
+                )
+            if name in _ONE_SCALE and integers:
+                for index in operator.outputs:
+                    if subgraph.tensors[index].type == flatbuffer.INT8:
+                        subgraph.tensors[index].quantization = integers[0].quantization
 
 
 def _quantize_unread_outputs(graph: Any) -> None:
@@ -201,7 +332,7 @@ class _Pass:
         if target is None:
             return False
         inputs = [int(i) for i in operator.inputs]
-        leading = 0 if rule.output == "input" else _compared_input(self.graph, operator, rule)
+        leading = 0 if rule.output == "input" else _compared_input(self.graph, operator, rule, self.ranges)
         if leading is not None:
             source = self._as_int8(inputs[leading], None)
             if source is None:
@@ -270,20 +401,19 @@ class _Pass:
         return made
 
     def _int8_tensor(self, like: int, parameters: Any) -> int:
-        import copy
-
-        tensor = copy.copy(self.tensors[like])
-        tensor.type = flatbuffer.INT8
-        tensor.quantization = parameters
-        tensor.buffer = 0
-        return flatbuffer.add_tensor(self.graph, tensor, flatbuffer.tensor_name(tensor) + "_int8")
+        return flatbuffer.like(self.graph, self.tensors[like], flatbuffer.INT8, parameters, "_int8")
 
 
 def affine(low: float, high: float) -> tuple[float, int]:
-    """Scale and zero point of asymmetric int8 over a range, which is widened to hold zero exactly."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    scale = max((high - low) / (_HIGH - _LOW), 1e-9)
-    return scale, max(_LOW, min(_HIGH, round(_LOW - low / scale)))
+    """Scale and zero point of asymmetric int8 over a range, which is widened to hold zero exactly.
+
+    In float32 and in the order of ai-edge-quantizer, so that both give the same scale to the last bit.
+    """
+    import numpy as np
+
+    least, most = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
+    scale = np.maximum(most - least, np.float32(1e-9)) / np.float32(_HIGH - _LOW)
+    return float(scale), max(_LOW, min(_HIGH, int(np.rint(_LOW - least / scale))))
 
 
 def _same_scale(a: Any, b: Any) -> bool:

@@ -8,6 +8,7 @@ symmetric int8 weights and per-tensor asymmetric int8 activations with ranges fr
 from __future__ import annotations
 
 import contextlib
+import itertools
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgecompile.errors import EdgecompileError, UnsupportedModelError
-from edgecompile.lower import base, child, flatbuffer, islands
+from edgecompile.lower import base, child, flatbuffer, headroom, islands
 from edgecompile.lower.islands import Ranges
 from edgecompile.types import Arrays, Port
 
@@ -25,13 +26,16 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 3600.0
 
-#: ai-edge-quantizer *searches* its expressions in the operator's output names, so they are anchored.
-_EVERY_OPERATOR = "^.*$"
+#: ai-edge-quantizer *searches* its expressions in the operator's output names, so they are anchored; a name may hold
+#: the end of a line.
+_EVERY_OPERATOR = "(?s)^.*$"
 #: Beyond this a value stands for infinity: exporters and converters write the largest finite float.
 _INFINITY = 1e30
 #: exp(-8) is less than half of the last bit of an int8 softmax (1/256).
 _HIDDEN = 8.0
 _LARGEST_FLOAT16 = 65504.0
+#: What rounding to float16 may change of a constant: its last bit is 2 ** -11. Below 6e-5 it has fewer bits.
+_LOST_IN_FLOAT16 = 2.0**-10
 #: Operators whose weights and bias are stored as float16, both or neither: XNNPACK leaves an operator with one
 #: float16 and one float32 constant to the slow reference kernels (measured: the whole file 4 times slower).
 _WEIGHTED = frozenset({"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED"})
@@ -69,9 +73,19 @@ def _float16_weights(graph: Any) -> dict[int, npt.NDArray[np.float16]]:
             continue
         constants = {int(i): flatbuffer.constant_floats(graph, tensors[i]) for i in operator.inputs if i >= 0}
         known = {i: values for i, values in constants.items() if values is not None}
-        if all(float(np.abs(values).max(initial=0.0)) <= _LARGEST_FLOAT16 for values in known.values()):
+        if all(_fits_float16(values) for values in known.values()):
             chosen |= {i: values.astype(np.float16) for i, values in known.items()}
     return dict(sorted(chosen.items()))
+
+
+def _fits_float16(values: npt.NDArray[np.float32]) -> bool:
+    """Whether float16 holds values: none is too large, and not so many are too small that it shows."""
+    import numpy as np
+
+    if float(np.abs(values).max(initial=0.0)) > _LARGEST_FLOAT16:
+        return False
+    lost = float(np.linalg.norm(values.astype(np.float16).astype(np.float32) - values))
+    return lost <= _LOST_IN_FLOAT16 * float(np.linalg.norm(values))
 
 
 def int8(
@@ -125,23 +139,45 @@ def int8_in_child(argument: dict[str, Any]) -> dict[str, Any]:
     """Quantize ``float.tflite`` in ``argument["folder"]`` to ``int8.tflite``; returns ``{"failure": ...}`` if not."""
     folder = Path(argument["folder"])
     with child.isolated(folder):
-        from ai_edge_quantizer import quantizer
-
-        data = Path("float.tflite").read_bytes()
         feeds = (dict(zip(argument["inputs"], sample, strict=True)) for sample in child.read_samples(folder))
         try:
-            with _mapped_errors("to int8"):
-                observed = observe(data, feeds)
-                data, observed = without_infinities(data, observed)
-                ranges = islands.carry_ranges(data, observed)
-                kept = _with_connections(data, argument.get("keep_float", ()))
-                tool = quantizer.Quantizer(bytearray(data), _static_recipe(argument["io_dtype"], kept))
-                result = bytes(tool.quantize(_as_statistics(data, ranges)).quantized_model)
-                # Names first: the pass over the islands looks ranges up by them, and keeps them.
-                Path("int8.tflite").write_bytes(islands.quantize(_with_interface(result, data), ranges, kept))
+            made = quantized(
+                Path("float.tflite").read_bytes(),
+                feeds,
+                io_dtype=argument["io_dtype"],
+                keep_float=argument.get("keep_float", ()),
+            )
         except UnsupportedModelError as exc:
             return {"failure": exc.message}
+        Path("int8.tflite").write_bytes(made)
     return {}
+
+
+def quantized(
+    data: bytes,
+    feeds: Iterable[dict[str, npt.NDArray[np.generic]]],
+    *,
+    io_dtype: Literal["float32", "int8"] = "float32",
+    keep_float: Sequence[str] = (),
+) -> bytes:
+    """`int8` in this process, on samples as the file takes them, by the file's input names."""
+    from ai_edge_quantizer import quantizer
+
+    with _mapped_errors("to int8"):
+        feeds = iter(feeds)
+        first = next(feeds)
+        observed = observe(data, itertools.chain([first], feeds))
+        data, observed = without_infinities(data, observed)
+        data, observed = headroom.with_room(data, islands.around_zero(data, observed))
+        ranges = islands.carry_ranges(data, observed)
+        kept = _with_connections(data, keep_float) + _without_weights(data) + _divisions(data, ranges)
+        tool = quantizer.Quantizer(bytearray(_without_inner_outputs(data)), _static_recipe(io_dtype, kept))
+        result = bytes(tool.quantize(_as_statistics(data, ranges)).quantized_model)
+        # Names first: the pass over the islands looks ranges up by them, and keeps them.
+        result = islands.quantize(_with_interface(result, data, io_dtype, ranges), ranges, kept)
+        # In the child, where a crash costs nothing, and before anybody relies on it.
+        _try(result, first)
+    return result
 
 
 def observe(data: bytes, feeds: Iterable[dict[str, npt.NDArray[np.generic]]]) -> Ranges:
@@ -296,6 +332,52 @@ def _with_connections(data: bytes, keep_float: Sequence[str]) -> list[str]:
     return base.connected(sources, keep_float, weighted)
 
 
+def _without_weights(data: bytes) -> list[str]:
+    """The outputs of convolutions whose weights are computed: int8 kernels take weights around 0 only."""
+    graph = flatbuffer.unpack(data)
+    tensors = graph.subgraphs[0].tensors
+    return [
+        flatbuffer.tensor_name(tensors[operator.outputs[0]])
+        for operator in graph.subgraphs[0].operators
+        if flatbuffer.operator_name(graph, operator) in _WEIGHTED
+        and not flatbuffer.is_constant(graph, tensors[operator.inputs[1]])
+    ]
+
+
+def _divisions(data: bytes, ranges: Ranges) -> list[str]:
+    """The outputs of divisions by what is computed, and of what makes a divisor that may be 0 in eight bits.
+
+    The int8 kernel ends the run where a divisor's integer is 0, whatever number that stands for (LiteRT 2.1); and of a
+    number that was rounded to 0, the float one makes infinities.
+    """
+    graph = flatbuffer.unpack(data)
+    subgraph = graph.subgraphs[0]
+    producers = {int(i): operator for operator in subgraph.operators for i in operator.outputs}
+
+    def makers(index: int) -> Iterator[str]:
+        name = flatbuffer.tensor_name(subgraph.tensors[index])
+        low, high = ranges.get(name, (1.0, 1.0))
+        if index in producers and max(low, -high) < max(abs(low), abs(high)) / _FINEST:
+            yield flatbuffer.tensor_name(subgraph.tensors[producers[index].outputs[0]])
+            if flatbuffer.operator_name(graph, producers[index]) in _KEEPING_ZERO:
+                for source in producers[index].inputs:
+                    yield from makers(int(source))
+
+    found = []
+    for operator in subgraph.operators:
+        divisor = subgraph.tensors[operator.inputs[1]] if flatbuffer.operator_name(graph, operator) == "DIV" else None
+        if divisor is not None and not flatbuffer.is_constant(graph, divisor):
+            found.append(flatbuffer.tensor_name(subgraph.tensors[operator.outputs[0]]))
+            found += makers(int(operator.inputs[1]))
+    return found
+
+
+#: Operators that make 0 of 0; a sum with a small number does not.
+_KEEPING_ZERO = frozenset({"ABS", "BROADCAST_TO", "MUL", "POW", "RESHAPE", "SQRT", "SQUARE", "TRANSPOSE"})
+#: Steps of a range from 0 on, two of which a divisor keeps away from it.
+_FINEST = 128
+
+
 def _static_recipe(io_dtype: Literal["float32", "int8"], keep_float: Sequence[str]) -> Any:
     from ai_edge_quantizer import qtyping, quantizer, recipe_manager
 
@@ -305,6 +387,15 @@ def _static_recipe(io_dtype: Literal["float32", "int8"], keep_float: Sequence[st
         operation_name=qtyping.TFLOperationName.ALL_SUPPORTED,
         activation_num_bits=8,
         weight_num_bits=8,
+        algorithm_key=quantizer.AlgorithmName.MIN_MAX_UNIFORM_QUANT,
+    )
+    # The kernel has one scale for a constant operand, and takes several for 0.
+    recipe.add_static_config(
+        regex=_EVERY_OPERATOR,
+        operation_name=qtyping.TFLOperationName.BATCH_MATMUL,
+        activation_num_bits=8,
+        weight_num_bits=8,
+        weight_granularity=qtyping.QuantGranularity.TENSORWISE,
         algorithm_key=quantizer.AlgorithmName.MIN_MAX_UNIFORM_QUANT,
     )
     # Its MAXIMUM fails on a constant of lower rank; `islands` does that operator.
@@ -332,7 +423,7 @@ def to_file_inputs(inputs: Sequence[Port], sample: Arrays) -> dict[str, npt.NDAr
     for port in inputs:
         array = np.asarray(sample[port.model_name])
         moved = array if port.permutation is None else array.transpose(port.permutation)
-        feed[port.spec.name] = np.ascontiguousarray(moved)
+        feed[port.spec.name] = np.asarray(moved, order="C")
     return feed
 
 
@@ -347,19 +438,88 @@ def float_islands(data: bytes) -> int:
     )
 
 
-def _with_interface(data: bytes, floating: bytes) -> bytes:
-    """The quantizer's file with the names and the order of inputs and outputs that the float file has.
+def _inner_outputs(graph: Any) -> list[int]:
+    """The tensors of the main graph that are outputs and are read inside, too."""
+    subgraph = graph.subgraphs[0]
+    read = {int(i) for operator in subgraph.operators for i in operator.inputs}
+    inner = [int(i) for i in subgraph.outputs if int(i) in read]
+    return inner if len(inner) < len(subgraph.outputs) else []
+
+
+def _without_inner_outputs(data: bytes) -> bytes:
+    """The float file without the outputs that are read inside, which `_with_interface` brings back.
+
+    ai-edge-quantizer 0.4 loses count of the readers of such a tensor: it let one read the float copy that it makes for
+    the outside, and left out a change of scale that another needs. Both make a file that computes something else.
+    """
+    graph = flatbuffer.unpack(data)
+    subgraph = graph.subgraphs[0]
+    inner = _inner_outputs(graph)
+    subgraph.outputs = [int(i) for i in subgraph.outputs if int(i) not in inner]
+    for signature in graph.signatureDefs or []:
+        signature.outputs = [entry for entry in signature.outputs if int(entry.tensorIndex) not in inner]
+    return flatbuffer.pack(graph)
+
+
+def _with_interface(data: bytes, floating: bytes, io_dtype: str, ranges: Ranges) -> bytes:
+    """The quantizer's file with the names, the order and all of the inputs and outputs that the float file has.
 
     The quantizer keeps the order of the main graph's inputs and outputs, but renames tensors behind conversions, and
     leaves a signature pointing at the float tensor before a QUANTIZE at an output.
     """
     graph, before = flatbuffer.unpack(data), flatbuffer.unpack(floating)
+    inner = _inner_outputs(before)
+    others = iter([int(i) for i in graph.subgraphs[0].outputs])
+    outputs = [
+        _outward(graph, flatbuffer.tensor_name(before.subgraphs[0].tensors[i]), io_dtype, ranges)
+        if int(i) in inner
+        else next(others)
+        for i in before.subgraphs[0].outputs
+    ]
     flatbuffer.set_interface(
         graph,
         list(zip(graph.subgraphs[0].inputs, flatbuffer.interface_names(before, "inputs"), strict=True)),
-        list(zip(graph.subgraphs[0].outputs, flatbuffer.interface_names(before, "outputs"), strict=True)),
+        list(zip(outputs, flatbuffer.interface_names(before, "outputs"), strict=True)),
     )
     return flatbuffer.pack(graph)
+
+
+def _outward(graph: Any, name: str, io_dtype: str, ranges: Ranges) -> int:
+    """The tensor by which an inner one, found by its name in the float file, leaves the file as ``io_dtype``."""
+    subgraph = graph.subgraphs[0]
+    (index,) = (i for i, tensor in enumerate(subgraph.tensors) if flatbuffer.tensor_name(tensor) == name)
+    tensor = subgraph.tensors[index]
+    if tensor.type == flatbuffer.INT8 and io_dtype == "float32":
+        made = flatbuffer.like(graph, tensor, flatbuffer.FLOAT32, None, "_outside")
+        subgraph.operators.append(flatbuffer.make_operator(graph, "DEQUANTIZE", [index], [made]))
+        return made
+    if tensor.type == flatbuffer.FLOAT32 and io_dtype == "int8" and name in ranges:
+        parameters = flatbuffer.quantization(*islands.affine(*ranges[name]))
+        made = flatbuffer.like(graph, tensor, flatbuffer.INT8, parameters, "_outside")
+        subgraph.operators.append(flatbuffer.make_operator(graph, "QUANTIZE", [index], [made]))
+        return made
+    return index
+
+
+def _try(data: bytes, feed: dict[str, npt.NDArray[np.generic]]) -> None:
+    """Run a file once as it will run: with the delegate, which fails to load scales that are far apart."""
+    import numpy as np
+    from ai_edge_litert.interpreter import Interpreter
+
+    try:
+        interpreter = Interpreter(model_content=data, num_threads=1)
+        interpreter.allocate_tensors()
+        for detail in interpreter.get_input_details():
+            value, dtype = feed[detail["name"]], detail["dtype"]
+            if value.dtype != dtype:  # an int8 file
+                scale, zero = detail["quantization"]
+                value = np.clip(np.round(value.astype(np.float32) / scale) + zero, -128, 127)
+            interpreter.set_tensor(detail["index"], value.astype(dtype, order="C"))
+        interpreter.invoke()
+    except RuntimeError as exc:
+        raise UnsupportedModelError(
+            f"LiteRT cannot run the quantized file: {exc}", remedy="leave int8 out with --precision"
+        ) from exc
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from edgecompile import (
     parity,
 )
 from edgecompile.errors import (
+    InputError,
     ParityError,
     UnsupportedModelError,
 )
@@ -146,19 +147,21 @@ def _quantized_artifact(job: Job, plan: Plan, floating: Artifact) -> Artifact:
 
 
 def _compare_quantized(job: Job, plan: Plan, artifact: Artifact, floating: Artifact) -> Parity:
-    floor_db = _INT8_ON_GPU_DB if (plan.runtime, plan.precision) == ("tensorrt", "int8") else parity.SQNR_FLOOR_DB
+    floor_db = _floor_db(plan)
     key = digest("quantized", artifact.sha256, floating.sha256, job.data.digest, floor_db, versions())
 
     def make(_: Path) -> Parity:
         samples = some(job.data.validation or job.data.calibration, 64)
-        return parity.quantized(execute.artifact(artifact), execute.artifact(floating), samples, floor_db=floor_db)
+        return parity.quantized(_running(artifact), execute.artifact(floating), samples, floor_db=floor_db)
 
     found = job.store.cached("parity", key, Parity, make)
     if not found.passed and found.sqnr_db is not None and 0 <= found.sqnr_db < floor_db:
         raise ParityError(
             f"the {plan.precision} file is too far from float: its output {found.worst_output!r} has an SQNR of "
             f"{found.sqnr_db:.1f} dB against it, and {floor_db:g} dB is the least",
-            remedy="use fp16, or give more and better calibration images",
+            remedy="use fp16, or give more and better calibration images"
+            if plan.precision == "int8"
+            else "leave this precision out with --precision",
         )
     if not found.passed:
         raise ParityError(
@@ -167,6 +170,29 @@ def _compare_quantized(job: Job, plan: Plan, artifact: Artifact, floating: Artif
             remedy="leave this precision out with --precision",
         )
     return found
+
+
+def _floor_db(plan: Plan) -> float:
+    """The least SQNR of a smaller file against its float file."""
+    if plan.precision == "fp16":
+        return parity.FP16_SQNR_FLOOR_DB
+    return _INT8_ON_GPU_DB if plan.runtime == "tensorrt" else parity.SQNR_FLOOR_DB
+
+
+def _running(artifact: Artifact) -> RunFunction:
+    """A file of ours that fails to run is no candidate, and no fault of the user's."""
+
+    def run(sample: Arrays) -> Arrays:
+        try:
+            return opened(sample)
+        except InputError as exc:
+            raise UnsupportedModelError(exc.message, remedy="leave this precision out with --precision") from exc
+
+    try:
+        opened = execute.artifact(artifact)
+    except InputError as exc:
+        raise UnsupportedModelError(exc.message, remedy="leave this precision out with --precision") from exc
+    return run
 
 
 def require_one(job: Job, candidates: Sequence[Candidate]) -> None:

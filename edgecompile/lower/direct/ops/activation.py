@@ -143,16 +143,14 @@ def _shrink(b: Builder, node: OnnxNode) -> Value:
 def _softplus(b: Builder, node: OnnxNode) -> Value:
     """``log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))``, which does not overflow."""
     x = node.required(0)
-    small = b.unary("EXP", b.unary("NEG", b.unary("ABS", x)))
+    small = b.unary("EXP", _scale(b, b.unary("ABS", x), -1.0))
     return b.binary("ADD", b.unary("RELU", x), b.unary("LOG", _shift(b, small, 1.0)))
 
 
 def _mish(b: Builder, node: OnnxNode) -> Value:
-    """``x * tanh(log(1 + e)) = x * n / (n + 2)`` with ``e = exp(x)``, ``n = e * (e + 2)``; from 20 on that is ``x``."""
+    """``x * tanh(log(1 + exp(x)))``, of factors that are small numbers, which eight bits hold as well."""
     x = node.required(0)
-    e = b.unary("EXP", b.binary("MINIMUM", x, b.scalar(20, x)))
-    n = b.binary("MUL", e, _shift(b, e, 2.0))
-    return b.binary("MUL", x, b.binary("DIV", n, _shift(b, n, 2.0)))
+    return b.binary("MUL", x, b.unary("TANH", _softplus(b, node)))
 
 
 def _softsign(b: Builder, node: OnnxNode) -> Value:
@@ -190,6 +188,12 @@ def _tan(b: Builder, node: OnnxNode) -> Value:
     return b.binary("DIV", b.unary("SIN", x), b.unary("COS", x))
 
 
+def _neg(b: Builder, node: OnnxNode) -> Value:
+    """As a factor, which goes into weights, and which has a kernel for eight bits."""
+    x = node.required(0)
+    return _scale(b, x, -1.0) if x.dtype == "float32" else b.unary("NEG", x)
+
+
 def _is_nan(b: Builder, node: OnnxNode) -> Value:
     x = node.required(0)
     return b.add(ir.Compare(kind="NOT_EQUAL"), x, x)
@@ -213,7 +217,7 @@ HANDLERS: dict[str, Handler] = {
     "Log": _unary("LOG"),
     "LogSoftmax": _softmax(log=True),
     "Mish": _mish,
-    "Neg": _unary("NEG"),
+    "Neg": _neg,
     "Not": _unary("LOGICAL_NOT"),
     "PRelu": _prelu,
     "Reciprocal": _reciprocal,

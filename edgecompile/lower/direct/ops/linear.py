@@ -65,9 +65,17 @@ def matmul(b: Builder, x: Value, y: Value) -> Value:
         return b.reshape(product, product.shape[:-1])
     if x.shape[-1] != y.shape[-2]:
         raise RefusedError(f"cannot multiply {x.shape} by {y.shape}")
+    if x.data is not None:
+        # Then one matrix for all is a fully connected layer, and the quantizer rounds what is constant around 0.
+        return _turned(b, matmul(b, _turned(b, y), _turned(b, x)))
     if y.data is not None and prod(y.shape[:-2]) == 1:
         return _by_weights(b, x, y)
     return _batched(b, x, y)
+
+
+def _turned(b: Builder, x: Value) -> Value:
+    """The matrices of ``x`` transposed."""
+    return b.transpose(x, (*range(x.rank - 2), x.rank - 1, x.rank - 2))
 
 
 def _by_weights(b: Builder, x: Value, y: Value) -> Value:

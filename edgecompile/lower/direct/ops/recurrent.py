@@ -79,7 +79,13 @@ def _layer(b: Builder, w: Array, bias: Array | None = None) -> Callable[[Value],
     """A fully connected layer whose weights stand in the file once, however often it is applied."""
     weights = b.constant(w, "float32")
     term = b.constant(np.zeros(len(w)) if bias is None else bias, "float32")
-    return lambda x: b.add(ir.FullyConnected(), x, weights, term)
+
+    def layer(x: Value) -> Value:
+        if x.data is not None:  # an initial state
+            return b.constant(x.array @ weights.array.T + term.array, "float32")
+        return b.add(ir.FullyConnected(), x, weights, term)
+
+    return layer
 
 
 def _initial(b: Builder, node: OnnxNode, index: int, direction: int, batch_first: bool) -> Value | None:
