@@ -37,7 +37,7 @@ def test_the_error_is_relative_to_the_range_over_all_samples() -> None:
 
 def test_an_error_above_the_tolerance_fails() -> None:
     assert not parity.float_gate(off_by(0.02), scores, SAMPLES).passed
-    assert parity.float_gate(off_by(0.02), scores, SAMPLES, tolerance=parity.FP16_TOLERANCE).passed
+    assert parity.float_gate(off_by(0.02), scores, SAMPLES, tolerance=1e-2).passed
 
 
 def test_one_bad_sample_among_good_ones_fails() -> None:
@@ -124,6 +124,18 @@ def test_noise_above_the_signal_fails() -> None:
     assert not found.passed
     with pytest.raises(ParityError, match=r"SQNR of -6\.0 dB"):
         parity.require(found, "the int8 file")
+
+
+def test_an_output_of_nothing_but_zeros_fails_unless_it_is_zero() -> None:
+    def zeros(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": np.zeros_like(scores(sample)["y"])}
+
+    def next_to_zero(sample: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"y": zeros(sample)["y"] + np.float32(4e-12)}
+
+    assert not parity.quantized(zeros, scores, SAMPLES).passed
+    assert parity.quantized(next_to_zero, zeros, SAMPLES).passed
+    assert not parity.quantized(scores, zeros, SAMPLES).passed
 
 
 def test_agreement_comes_with_its_interval() -> None:
