@@ -132,7 +132,13 @@ def _measured_words(manifest: Manifest) -> str:
         words += f" ({env.cpu_model or env.machine}, {env.cores} cores, Linux {env.kernel}), load {env.load_before:.2f} before "
         words += f"and {env.load_after:.2f} after"
     words += f"; {m.runtime} {m.runtime_version}, {m.threads} thread{'s' if m.threads > 1 else ''}, {m.runs} runs in rounds interleaved with the other "
-    return words + "candidates, after a warm-up. Intervals are at 95 %, by a block bootstrap over runs."
+    words += "candidates, after a warm-up. Intervals are at 95 %, by a block bootstrap over runs."
+    apart = [("loading", m.load_ms), ("the first run", m.cold_ms)]
+    told = [f"{name} {report.milliseconds(ms)} ms" for name, ms in apart if ms is not None]
+    told += [f"peak memory {report.size(m.peak_memory_bytes)}"] if m.peak_memory_bytes is not None else []
+    if m.speed_up is not None:
+        told.append(f"{m.speed_up.value:.2f} times the speed of the whole model in float32, which took turns with it")
+    return f"{words} Apart from that: {', '.join(told)}." if told else words
 
 
 def _imported(manifest: Manifest) -> str:

@@ -275,6 +275,10 @@ def closing(manifest: Manifest, folder: str) -> list[Text]:
         )
     told = predictions(manifest)
     lines += [Text(told)] if told else []
+    faster = manifest.measurement.speed_up
+    if faster is not None:
+        words = f"{faster.value:.2f} [{faster.ci_low:.2f}, {faster.ci_high:.2f}] times the speed of the whole model in "
+        lines.append(Text(f"{words}float32 with {manifest.runtime}, measured in turns"))
     lines += [Text(f"  what would help: {hint}") for hint in verdict.help]
     for engine in manifest.engines:
         lines.append(

@@ -375,7 +375,8 @@ class Measurement:
     An estimate has ``runs == 0``, an interval that reflects the profile's own error, and no environment. Percentiles
     that whatever measured does not tell are ``None``.
     ``warnings`` say why the figure should be doubted (noise, throttling, a loaded machine). ``trusted`` is false where
-    they say that the machine was not itself: slowed, overloaded, or never twice the same.
+    they say that the machine was not itself: slowed, overloaded, or never twice the same. ``speed_up`` is the latency
+    of the yardstick, the whole model's float file for the same runtime, over this one's, measured in turns with it.
     """
 
     provenance: Literal["measured", "estimated", "imported"]
@@ -400,6 +401,7 @@ class Measurement:
     environment: Environment | None = None
     warnings: tuple[str, ...] = ()
     trusted: bool = True
+    speed_up: Ratio | None = None
 
     def meets(self, latency_ms: float) -> bool:
         """Whether the upper end of the interval lies under ``latency_ms``. Says nothing about provenance."""

@@ -32,7 +32,6 @@ PACKAGES = {
     "numpy": "numpy",
     "ai_edge_litert": "ai-edge-litert",
     "tflite_runtime": "tflite-runtime",
-    "tensorflow": "tensorflow",
     "onnxruntime": "onnxruntime",
 }
 PIP = ["-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "--quiet"]
@@ -86,16 +85,18 @@ def writable_root():
 
 
 def version(package, python=None):
-    """The version of an installed package, None where it is not there; of ``python``, or else of this one."""
-    if python is None and importlib.util.find_spec(package) is None:
-        return None
+    """The version of an installed package, None where it is not there; of ``python``, or else of this one.
+
+    Nothing is imported where that can be told without: it may take long.
+    """
     code = (
-        "import importlib, sys\n"
-        "module = importlib.import_module(sys.argv[1])\n"
-        "found = getattr(module, '__version__', None)\n"
-        "if not found:\n"
+        "import importlib, importlib.util, sys\n"
+        "if importlib.util.find_spec(sys.argv[1]) is None: sys.exit(1)\n"
+        "try:\n"
         "    from importlib import metadata\n"
         "    found = metadata.version(sys.argv[2])\n"
+        "except ImportError:\n"  # before Python 3.8, or a package without metadata
+        "    found = getattr(importlib.import_module(sys.argv[1]), '__version__', 'unknown')\n"
         "sys.stdout.write(str(found))\n"
     )
     done = run([python or sys.executable, "-c", code, package, PACKAGES[package]])
@@ -107,7 +108,7 @@ def run(command):
 
 
 def installed(python=None):
-    found = {package: version(package, python) for package in PACKAGES if package != "tensorflow" or python is None}
+    found = {package: version(package, python) for package in PACKAGES}
     return {package: text for package, text in found.items() if text}
 
 

@@ -477,8 +477,9 @@ def measure_sustained(arguments):
     before = HOST.state(affinity)
     found = in_child(0, "--probe", "0")
     environment = dict(machine(), affinity=affinity, before=before)
-    with tempfile.TemporaryDirectory() as folder:
-        log = arguments.log or os.path.join(folder, "log")
+    with contextlib.ExitStack() as stack:
+        # Whoever names a log looks after it.
+        log = arguments.log or os.path.join(stack.enter_context(tempfile.TemporaryDirectory()), "log")
         start = {"environment": environment, "model": dict(found, model=arguments.model[0])}
         note(log, "start", dict(start, threads=arguments.threads, seed=arguments.seed))
         others = sorted(set(allowed) - set(affinity))

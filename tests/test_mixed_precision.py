@@ -98,4 +98,8 @@ def test_a_build_returns_operators_to_float_until_the_accuracy_is_kept(project: 
     assert manifest.float_islands is not None
     assert manifest.float_islands >= len(manifest.plan.float_operators)
     assert not manifest.full_integer
+    faster = manifest.measurement.speed_up
+    assert faster is not None, "the whole model in float took turns with it"
+    assert 0 < faster.ci_low <= faster.value <= faster.ci_high
+    assert "times the speed of the whole model in float32" in " ".join(done.out.split())
     assert "-f" in next(c.label for c in manifest.candidates if c.verdict.startswith("met"))

@@ -71,8 +71,9 @@ def setup(
             click.echo(f"nothing to do: {on} runs files of {' and '.join(runtimes)}")
             return 0
         _tell(found, terminal)
-        if not yes:
-            _ask(found, runtimes, offline or wheels is not None)
+        if not yes and not _agreed(found, runtimes, offline or wheels is not None):
+            click.echo("nothing was changed")
+            return 0
         made = there.make(found, runtimes, offline=offline, wheels=wheels)
     if as_json:
         print_json(to_builtins(made))
@@ -92,12 +93,12 @@ def _tell(found: Device, terminal: Face) -> None:
         terminal.note(f"an earlier set-up in {found.root}: {own}")
 
 
-def _ask(found: Device, runtimes: tuple[str, ...], carried: bool) -> None:
+def _agreed(found: Device, runtimes: tuple[str, ...], carried: bool) -> bool:
     if not sys.stdin.isatty():
         raise InputError("a set-up asks first, and there is no terminal to ask on", remedy="give --yes")
     how = "from wheels carried there" if carried else "by the device's pip, from its package index"
     what = " and ".join(runtimes)
-    click.confirm(f"make an environment in {found.root} there, for {what}, {how} (about 150 MB)?", abort=True, err=True)
+    return click.confirm(f"make an environment in {found.root} there, for {what}, {how} (about 150 MB)?", err=True)
 
 
 def _packages(made: Made) -> str:

@@ -8,7 +8,7 @@ from edgecompile import evaluate, execute
 from edgecompile.pipeline.accuracy import add_validation
 from edgecompile.pipeline.conversion import lower_one
 from edgecompile.pipeline.job import Job
-from edgecompile.pipeline.latency import add_latency
+from edgecompile.pipeline.latency import add_latency, is_yardstick
 from edgecompile.types import Candidate, Plan
 
 
@@ -17,9 +17,18 @@ def attempt(job: Job, plan: Plan, reference: evaluate.Reference) -> Candidate:
     candidate = lower_one(job, plan, execute.original(job.model))
     if candidate.failure is not None:
         return candidate
-    (candidate,) = add_latency(job, [candidate])
+    (candidate,) = add_latency(job, [candidate], yardstick=_yardstick(job, plan))
     (candidate,) = add_validation(job, [candidate], reference)
     return candidate
+
+
+def _yardstick(job: Job, plan: Plan) -> Candidate | None:
+    """The whole model's float file for a plan's runtime, which the build has made already."""
+    if not job.here or plan.runtime == "tensorrt" or plan.provider is not None or is_yardstick(plan):
+        return None
+    whole = Plan(runtime=plan.runtime, precision="fp32", seed=plan.seed)
+    found = lower_one(job, whole, execute.original(job.model))
+    return found if found.failure is None else None
 
 
 #: Ways to run the model that changed ones start from.

@@ -25,14 +25,19 @@ from edgecompile.types import (
 )
 
 
-def add_latency(job: Job, candidates: Sequence[Candidate], *, required: bool = False) -> list[Candidate]:
-    """The latency of every file. With ``required``, raises what keeps the only files from becoming engines."""
+def add_latency(
+    job: Job, candidates: Sequence[Candidate], *, required: bool = False, yardstick: Candidate | None = None
+) -> list[Candidate]:
+    """The latency of every file. With ``required``, raises what keeps the only files from becoming engines.
+
+    ``yardstick`` takes turns with files that are measured apart from the whole model's.
+    """
     if job.board is not None:
         candidates = _on_board(job, job.board, candidates, required=required)
     else:
         candidates = [_buildable(job, c) for c in candidates]
     if job.here:
-        return _measured(job, candidates)
+        return _measured(job, candidates, yardstick)
     reason = "is not this machine" if job.emulated is None else "is emulated, and an emulated board has no latency"
     job.progress.note(f"{job.profile.name} {reason}: latency is estimated from the device profile, not measured")
     return [replace(c, measurement=estimated(job, c.plan)) if c.failure is None else c for c in candidates]
@@ -64,11 +69,11 @@ class _Measurements:
     items: tuple[Measurement, ...]
 
 
-def _measured(job: Job, candidates: Sequence[Candidate]) -> list[Candidate]:
+def _measured(job: Job, candidates: Sequence[Candidate], yardstick: Candidate | None) -> list[Candidate]:
     """Measure all files on this machine, interleaved, so that their figures can be compared."""
     rest = [_by_provider(job, c) if c.artifact is not None and c.plan.provider is not None else c for c in candidates]
     plain = [c for c in rest if c.artifact is not None and c.plan.provider is None and not _for_board(job, c)]
-    return _in_turns(job, rest, plain)
+    return _in_turns(job, rest, plain, yardstick)
 
 
 def _by_provider(job: Job, candidate: Candidate) -> Candidate:
@@ -80,9 +85,12 @@ def _by_provider(job: Job, candidate: Candidate) -> Candidate:
         return replace(candidate, failure=exc.message)
 
 
-def _in_turns(job: Job, candidates: Sequence[Candidate], with_files: Sequence[Candidate]) -> list[Candidate]:
+def _in_turns(
+    job: Job, candidates: Sequence[Candidate], with_files: Sequence[Candidate], yardstick: Candidate | None = None
+) -> list[Candidate]:
     if not with_files:
         return list(candidates)
+    with_files = [*with_files, *([yardstick] if yardstick is not None else [])]
     options = bench_options(job)
     files = [(c.artifact.sha256, c.artifact.provider) for c in with_files if c.artifact]
     key = digest(files, options, job.machine, versions())
@@ -93,7 +101,7 @@ def _in_turns(job: Job, candidates: Sequence[Candidate], with_files: Sequence[Ca
         new.append(True)
         artifacts = [c.artifact for c in with_files if c.artifact is not None]
         with job.transport() as transport:
-            return _Measurements(items=bench.measure(artifacts, transport, options).measurements)
+            return _Measurements(items=_with_speed_up(with_files, bench.measure(artifacts, transport, options)))
 
     with job.progress.stage(options.title(len(with_files))):
         measurements = job.store.cached("measure", key, _Measurements, make).items
@@ -104,6 +112,22 @@ def _in_turns(job: Job, candidates: Sequence[Candidate], with_files: Sequence[Ca
     for warning in bench.doubts_by_file([c.plan.label for c in with_files], measurements):
         job.progress.warn(warning)
     return [replace(c, measurement=by_plan[c.plan]) if c.plan in by_plan else c for c in candidates]
+
+
+def _with_speed_up(files: Sequence[Candidate], result: bench.BenchResult) -> tuple[Measurement, ...]:
+    """The measurements, each with its ratio to the whole model's float file for its runtime, which had turns too."""
+    whole = {c.plan.runtime: i for i, c in enumerate(files) if is_yardstick(c.plan)}
+    found = []
+    for i, (candidate, measurement) in enumerate(zip(files, result.measurements, strict=True)):
+        place = whole.get(candidate.plan.runtime, i)
+        compared = place != i and len(result.rounds[i]) > 1
+        found.append(replace(measurement, speed_up=result.ratio(place, i) if compared else None))
+    return tuple(found)
+
+
+def is_yardstick(plan: Plan) -> bool:
+    """Whether a plan makes the whole model's float file, which others are compared with."""
+    return plan.precision == "fp32" and not plan.steps and plan.provider is None
 
 
 # ----------------------------------------------------------------------------------------- engines on a board

@@ -99,10 +99,12 @@ answer removed
 """
 
 # Runs as the leader of a process group of its own, which ends with it: nothing that was started outlives the command.
+# Its temporary files lie in the folder, too, so that nothing is left of a command that is killed.
 # (There is no `--` before the group that is killed: dash takes it for a number.)
 # The sleeper ends a command whose time is long over, in case that nobody came back to do so.
 _INNER = """
 cd "$1" || exit
+export TMPDIR="$1"
 state=$2 limit=$3; shift 3
 echo $$ > "$state/pid.new" && mv "$state/pid.new" "$state/pid"
 ( sleep "$limit"; kill -KILL "-$$" ) &
