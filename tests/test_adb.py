@@ -21,7 +21,7 @@ from edgecompile.errors import DeviceError, InputError
 from edgecompile.transport.adb import AdbTransport
 from edgecompile.transport.shell import Patience
 from edgecompile.types import Artifact, Plan
-from tests.adb import THERMAL, Phone, make_phone
+from tests.adb import BATTERY, THERMAL, Phone, make_phone
 from tests.lowering import samples, small_net
 from tests.net import Project
 from tests.test_cli import QUICK, edgecompile
@@ -207,25 +207,39 @@ def test_a_phone_is_measured(phone: Phone, tiny: Artifact) -> None:
     assert len(one.environment.affinity) == 1
 
 
+def test_a_phone_that_throttles_is_not_trusted(phone: Phone, tiny: Artifact) -> None:
+    phone.services(status=2)
+    (one,) = measured(phone, tiny).measurements
+    assert not one.trusted
+    assert "Android throttles because of heat (thermal status 2, moderate)" in one.warnings
+
+
 @pytest.mark.parametrize(
     ("services", "words", "grave"),
     [
-        ({"status": 2}, "thermal status 2, moderate", True),
+        ({}, "", False),
+        ({"status": 9}, "thermal status 9, shutdown", True),
         ({"saving": 1}, "battery saver", True),
         ({"level": 12, "usb": "false"}, "battery is at 12 %", False),
         ({"level": 12}, "", False),
     ],
 )
-def test_a_phone_that_is_not_itself_is_told(
-    services: dict[str, int], words: str, grave: bool, phone: Phone, tiny: Artifact
-) -> None:
-    phone.services(**services)  # type: ignore[arg-type]
-    (one,) = measured(phone, tiny).measurements
-    said = [warning for warning in one.warnings if "ndroid" in warning or "battery" in warning]
-    assert bool(said) == bool(words)
-    assert all(words in warning for warning in said)
-    if grave:
-        assert not one.trusted
+def test_what_androids_services_say(services: dict[str, int], words: str, grave: bool) -> None:
+    values = {"status": 0, "level": 75, "usb": "true", "saving": 0} | services
+    printed = {
+        "dumpsys thermalservice": THERMAL.format(**values),
+        "dumpsys battery": BATTERY.format(**values),
+        "settings get global low_power": values["saving"],
+        "getprop ro.product.model": "Phone 7",
+    }
+    text = "".join(f"==> /usr/bin/{name} <==\n{body}\n\n" for name, body in printed.items()) + "==> the end <==\n"
+    found = snapshot.read(text, 1, fallback="x")
+    assert found.device == "Phone 7"
+    assert found.android is not None
+    assert (found.android.cpu_c, found.android.skin_c, found.android.battery_c) == (46.25, 34.351, 35.7)
+    doubts = list(snapshot.doubts(found, found))
+    assert [words in doubt.words for doubt in doubts] == ([True] if words else [])
+    assert [doubt.grave for doubt in doubts] == ([grave] if words else [])
 
 
 def test_passes_that_do_not_agree_are_not_trusted(phone: Phone, tiny: Artifact) -> None:

@@ -113,6 +113,7 @@ def small_tflite(folder: Path) -> Path:
     return lower.RUNTIMES["tflite"].lower(model, plan, samples(model), folder / "lowered").file
 
 
+@pytest.mark.slow
 def test_the_devices_own_pip_installs(device: Server) -> None:
     done = edgecompile("device", "setup", "--on", device.where, "--yes")
     assert done.code == 0, done.err
@@ -127,6 +128,7 @@ def test_it_asks_first(device: Server) -> None:
     assert list(device.home.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_what_does_not_run_there_leaves_what_was_there(device: Server, wheels: Path, tmp_path: Path) -> None:
     done = edgecompile("device", "setup", "--on", device.where, "--wheels", wheels, "--yes")
     assert done.code == 0, done.err

@@ -61,6 +61,7 @@ def test_one_that_fails_stops_nobody(boards: tuple[Server, Server], project: Pro
     assert "Traceback" not in done.err
 
 
+@pytest.mark.slow
 def test_each_target_has_its_device_and_ctrl_c_reaches_all(
     boards: tuple[Server, Server], project: Project, tmp_path: Path
 ) -> None:

@@ -88,32 +88,43 @@ def test_a_time_must_be_positive(tiny: Artifact) -> None:
         bench.sustained(tiny, transport, bench.BenchOptions(), -1.0)
 
 
-def interrupted_bench(file: Path, *arguments: str, after_s: float = 4.0) -> tuple[int, str, str]:
-    """The command, which gets Ctrl-C after some seconds of measuring."""
-    command = [sys.executable, "-m", "edgecompile", "bench", str(file), "--sustained", "60s", *arguments]
+def interrupted_bench(file: Path, folder: Path, *arguments: str, seconds: int) -> tuple[int, str, str]:
+    """The command, which gets Ctrl-C when it has measured for some seconds; it works in ``folder``."""
+    command = [sys.executable, "-m", "edgecompile", "bench", str(file), "--sustained", "120s", *arguments]
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "80"}
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "COLUMNS": "80", "TMPDIR": str(folder)},
     )
     assert child.stderr is not None
     assert "Run " in child.stderr.readline()
-    time.sleep(after_s)
+    end = time.monotonic() + 100
+    while _seconds_in(folder) < seconds and time.monotonic() < end:
+        time.sleep(0.1)
     child.send_signal(signal.SIGINT)
     out, err = child.communicate(timeout=60)
     return child.returncode, out, err
 
 
+def _seconds_in(folder: Path) -> int:
+    return sum(path.read_text().count('"second"') for path in folder.glob("edgecompile-*/sustained.log"))
+
+
 def test_ctrl_c_keeps_what_was_measured(tiny: Artifact, tmp_path: Path) -> None:
     picture = tmp_path / "picture.svg"
-    code, out, err = interrupted_bench(tiny.file, "--plot", str(picture))
+    code, out, err = interrupted_bench(tiny.file, tmp_path, "--plot", str(picture), seconds=3)
     assert code == 130, err
     assert "interrupted after" in out
+    assert list(tmp_path.glob("edgecompile-*")) == []
     assert "Traceback" not in err
     assert ElementTree.fromstring(picture.read_text()).findall(f"{SVG}polyline")
 
 
 def test_ctrl_c_before_anything_was_measured_leaves_nothing(tiny: Artifact, tmp_path: Path) -> None:
     picture = tmp_path / "picture.svg"
-    code, _, err = interrupted_bench(tiny.file, "--plot", str(picture), after_s=0.0)
+    code, _, err = interrupted_bench(tiny.file, tmp_path, "--plot", str(picture), seconds=0)
     assert code == 130, err
     assert "interrupted" in err
     assert not picture.exists()
