@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from edgecompile import evaluate, execute
 from edgecompile.pipeline.accuracy import add_validation
@@ -26,7 +27,15 @@ def _yardstick(job: Job, plan: Plan) -> Candidate | None:
     """The whole model's float file for a plan's runtime, which the build has made already."""
     if not job.here or plan.runtime == "tensorrt" or plan.provider is not None or is_yardstick(plan):
         return None
-    whole = Plan(runtime=plan.runtime, precision="fp32", seed=plan.seed)
+    whole = replace(
+        plan,
+        precision="fp32",
+        steps=(),
+        reduce_range=False,
+        io_dtype="float32",
+        calibration_samples=0,
+        float_operators=(),
+    )
     found = lower_one(job, whole, execute.original(job.model))
     return found if found.failure is None else None
 
