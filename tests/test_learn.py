@@ -278,6 +278,16 @@ def test_estimates_are_by_the_learned_table_and_say_so(profile: DeviceProfile, t
     assert profile.costs("tflite", "fp32") is not None
 
 
+def test_the_search_times_operators_by_the_learned_table(profile: DeviceProfile) -> None:
+    keys = [key for _, key in keys_of(nets.build("separable"))]
+    found = learn.operator_times(keys, profile, runtime="tflite", precision="fp32", threads=1)
+    assert found is not None
+    assert set(found) == set(keys)
+    convolutions = [key for key in keys if key.op_type == "Conv"]
+    assert all(1e3 * found[key] == pytest.approx(operator_us(key), rel=0.35) for key in convolutions)
+    assert learn.operator_times(keys, profile, runtime="onnxruntime", precision="fp32", threads=1) is None
+
+
 def test_a_build_for_a_learned_device_is_predicted(project: Project, file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = edgecompile(
