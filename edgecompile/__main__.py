@@ -31,26 +31,49 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code. With ``--debug`` unexpected failures keep their traceback."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    interrupts = _Interrupts()
+    previous = {number: signal.signal(number, interrupts) for number in interrupts.numbers()}
     try:
         result = cli.main(args=arguments, prog_name="edgecompile", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: finished steps are kept; the same command goes on from there", err=True)
-        return EXIT_INTERRUPTED
+        return _interrupted()
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
     except Exception as exc:
+        if interrupts.seen:
+            return _interrupted()
         if debug:
             raise
         return _report(exc)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     return result if isinstance(result, int) else 0
 
 
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def _interrupted() -> int:
+    click.echo("interrupted: finished steps are kept; the same command goes on from there", err=True)
+    return EXIT_INTERRUPTED
+
+
+class _Interrupts:
+    """Turns Ctrl-C and SIGTERM into ``KeyboardInterrupt``, and remembers them.
+
+    A native module that is being imported makes an ``ImportError`` of it, which is no fault of the installation.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def numbers(self) -> list[signal.Signals]:
+        """The signals to handle: what a script starts behind ``&`` goes on ignoring Ctrl-C."""
+        heeded = signal.getsignal(signal.SIGINT) != signal.SIG_IGN
+        return [signal.SIGTERM, *([signal.SIGINT] if heeded else [])]
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        self.seen = True
+        raise KeyboardInterrupt
 
 
 def _report(exc: Exception) -> int:

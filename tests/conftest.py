@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def cifar10(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A tiny trained classifier with data."""
     return make_project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heed_ctrl_c() -> None:
+    """What a script starts behind ``&`` ignores Ctrl-C, and so would all programs that tests send it to."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -132,3 +132,22 @@ def test_a_full_disk_is_told_as_such(size: str, project: Project, tmp_path: Path
     assert "no space is left on the disk" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout.split() == ["out.work"], "nothing under the final name, nor half of it beside it"
+
+
+def test_an_interrupt_that_a_native_module_hides_is_still_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while ONNX Runtime was being imported came out as ``ImportError: initialization failed``."""
+    from edgecompile import __main__ as program
+
+    def importing(**_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("initialization failed") from None
+
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(program.cli, "main", importing)
+    assert program.run(["devices"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
