@@ -67,7 +67,7 @@ FORMATS: tuple[tuple[RuntimeName, Precision], ...] = (
 
 def measured(keys: list[OperatorKey], folder: Path, **options: Any) -> dict[OperatorKey, float]:
     arguments: dict[str, Any] = {"runtime": "tflite", "precision": "fp32", "threads": 1, "options": QUICK, **options}
-    return tables.measure(keys, workdir=folder / "work", cache=folder / "cache", **arguments)
+    return tables.measure(keys, workdir=folder / "work", **{"cache": folder / "cache", **arguments})
 
 
 # ------------------------------------------------------------------------------------------------------- the files
