@@ -101,7 +101,9 @@ def explore(
         residual = blocks.find(found.graph.model)
         with progress.stage("Measure what blocks are worth", len(residual)) as advance:
             few = some[: max(16, round(2 * LOSS_SAMPLES * share))]
-            lost = blocks.losses(found, residual, few, seed=seed, progress=lambda done, total: advance(1))
+            lost = blocks.losses(
+                found, residual, few, seed=seed, near=share < 1, progress=lambda done, total: advance(1)
+            )
         return Curves(by_group=curves, by_block=lost)
 
     curves = keep(make) if keep is not None else make()

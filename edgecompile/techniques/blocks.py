@@ -258,12 +258,14 @@ def losses(
     samples: Sequence[Arrays],
     *,
     seed: int = 0,
+    near: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, float]:
-    """What the network's outputs lose when one block alone is left out and the layers right around it are fitted.
+    """What the network's outputs lose when one block alone is left out and what is left is fitted.
 
-    Fitting all that follows, as is done in the end, would take long for every block of a deep net. The unit is that
-    of `sensitivity.Curve.loss`; fitted on three quarters of the samples, compared on the others.
+    With ``near`` only the layers right around it are: a large net has no time for more, and what later layers could
+    make up for is then counted as lost. The unit is that of `sensitivity.Curve.loss`; fitted on three quarters of
+    the samples, compared on the others.
     """
     kind = sensitivity.kind_of(channels)
     fitting = samples[: max(1, len(samples) * 3 // 4)]
@@ -273,7 +275,7 @@ def losses(
     for number, block in enumerate(blocks):
         dropped, standing = remove(channels.graph.model, [block.name])
         mended, _ = reconstruct(
-            channels, dropped, np.array([], np.int64), fitting, seed=seed, moved=standing, near=True
+            channels, dropped, np.array([], np.int64), fitting, seed=seed, moved=standing, near=near
         )
         found[block.name] = sensitivity.mean_distance(kind, wanted, sensitivity.outputs(GraphView(mended), held))
         if progress is not None:
