@@ -55,7 +55,7 @@ def python_only(
     return start
 
 
-@pytest.mark.parametrize("version", ["8.2.1", "10.3.0", "11.0.0"])
+@pytest.mark.parametrize("version", ["8.2.1", "11.0.0"])
 def test_it_builds_measures_and_runs(
     version: str, files: Files, python_only: Callable[[str], Standin], tmp_path: Path
 ) -> None:
