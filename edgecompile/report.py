@@ -327,9 +327,7 @@ def frontier(manifest: Manifest, folder: str) -> list[RenderableType]:
             style=chosen,
         )  # fmt: skip
     other = next((c.label for c in points if c.plan != manifest.plan), points[0].label)
-    made.caption = Text(f"Another point as a bundle: the same command with --plan {folder}:{other} --out OTHER")
-    made.caption_justify = "left"
-    return [made]
+    return [made, Text(f"Take another point: the same command with --plan {folder}:{other} --out OTHER")]
 
 
 def on_frontier(manifest: Manifest) -> tuple[TriedCandidate, ...]:

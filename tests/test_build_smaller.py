@@ -100,6 +100,18 @@ def test_no_prune_leaves_the_model_whole(project: Project, tmp_path: Path) -> No
     assert all(not candidate.plan.steps for candidate in manifest.candidates)
 
 
+def test_what_comes_nearest_is_made_and_what_would_buy_the_rest_is_said(project: Project, tmp_path: Path) -> None:
+    code, manifest, err = _build(project, tmp_path / "out", 0.3 * _estimated_ms(project))
+    assert code == 3, err
+    assert manifest.verdict.status == "not met"
+    (smaller,) = (c for c in manifest.candidates if c.plan.steps)
+    assert manifest.plan == smaller.plan
+    told = " | ".join(manifest.verdict.help)
+    assert "--train --student" in told
+    assert "a faster device: raspberry-pi-" in told
+    assert "pixel" not in told
+
+
 def test_a_frontier_has_smaller_models_for_tighter_budgets(project: Project, tmp_path: Path) -> None:
     done = edgecompile(
         "build", project.model, "--target", "pi3", "--data", project.train, "--precision", "fp32",
@@ -132,7 +144,9 @@ def _each_point_is_shown(manifest: bundle.Manifest) -> None:
     console.print(*report.frontier(traded, "out"))
     told = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(c.label in told for c in tried)
-    assert f"--plan out:{next(c.label for c in reversed(tried) if c.plan != manifest.plan)} --out OTHER" in told
+    assert f"--plan out:{next(c.label for c in reversed(tried) if c.plan != manifest.plan)} --out OTHER" in " ".join(
+        told.split()
+    )
     assert '<path d="M' in page.render(traded)
     assert report.predictions(traded) is None, "nothing was measured"
     measured = [

@@ -28,7 +28,8 @@ from edgecompile.types import (
 def add_latency(
     job: Job, candidates: Sequence[Candidate], *, required: bool = False, yardstick: Candidate | None = None
 ) -> list[Candidate]:
-    """The latency of every file. With ``required``, raises what keeps the only files from becoming engines.
+    """The latency of every file. ``required`` says that these are the first: what keeps all from becoming engines is
+    raised, and what is only estimated is said.
 
     ``yardstick`` takes turns with files that are measured apart from the whole model's.
     """
@@ -38,8 +39,9 @@ def add_latency(
         candidates = [_buildable(job, c) for c in candidates]
     if job.here:
         return _measured(job, candidates, yardstick)
-    reason = "is not this machine" if job.emulated is None else "is emulated, and an emulated board has no latency"
-    job.progress.note(f"{job.profile.name} {reason}: latency is estimated from the device profile, not measured")
+    if required:  # once a build, and not again for every file that is tried later
+        reason = "is not this machine" if job.emulated is None else "is emulated, and an emulated board has no latency"
+        job.progress.note(f"{job.profile.name} {reason}: latency is estimated from the device profile, not measured")
     return [replace(c, measurement=estimated(job, c.plan)) if c.failure is None else c for c in candidates]
 
 

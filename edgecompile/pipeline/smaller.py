@@ -94,6 +94,9 @@ class _Shrinking:
                 job.progress.note(
                     f"no smaller model was found for {budget_ms:.3g} ms: pruning may reach about {least:.3g} ms"
                 )
+        if not self.found and budgets[0] < least:
+            # What comes nearest is worth knowing as a file, too.
+            shrink.search(aims, _JUST_OVER * least / shrink.AIM, self._attempt, most=1)
         return self.found
 
     def _budgets(self, fastest_ms: float) -> list[float]:
