@@ -62,7 +62,7 @@ def _command(project: Project, out: Path, budget_ms: float, *more: str) -> list[
         sys.executable, "-u", "-m", "edgecompile", "build", str(project.model), "--target", "pi3",
         "--runtime", "tflite", "--precision", "fp32", "--precision", "int8", "--data", str(project.train),
         "--validation-samples", "60", "--calibration-samples", "40", "--budget-ms", f"{budget_ms:.6f}",
-        "--out", str(out), "--train", "--training", "steps=450", "--training", "batch=8", *more,
+        "--out", str(out), "--train", "--training", "steps=60", "--training", "batch=8", *more,
     ]  # fmt: skip
 
 
