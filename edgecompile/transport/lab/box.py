@@ -96,7 +96,7 @@ class Box:
     pid: int
     started: int
     folder: Path
-    image: str
+    image: str = ""
 
     @property
     def identity(self) -> Path:
