@@ -90,9 +90,8 @@ def test_a_build_returns_operators_to_float_until_the_accuracy_is_kept(project: 
     assert "Traceback" not in done.err
     manifest = bundle.read(tmp_path / "out").manifest
     whole = next(c for c in manifest.candidates if not c.plan.float_operators)
-    assert whole.validation is not None
-    assert whole.validation.drop is not None
-    assert whole.validation.drop > 4
+    assert whole.failure is not None, "its outputs are noise, and still its operators are what the search begins with"
+    assert "the int8 file is too far from float" in whole.failure
     assert done.code == 0, done.err
     assert 0 < len(manifest.plan.float_operators) < 3
     assert manifest.float_islands is not None

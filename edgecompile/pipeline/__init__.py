@@ -34,9 +34,10 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
         lab.ready(request.on, progress)  # before any long work: what it lacks is said at once
         reference = reference_of(job)
         candidates = lower_all(job, plans)
-        require_one(job, candidates)
+        mendable = reference is not None and request.plan is None
+        require_one(job, candidates, mendable=mendable)
         candidates = add_latency(job, candidates, required=True)
-        require_one(job, candidates)
+        require_one(job, candidates, mendable=mendable)
         if reference is not None:
             candidates = add_validation(job, candidates, reference)
             candidates += mixed_precision(job, candidates, reference)
@@ -44,6 +45,7 @@ def build(request: BuildRequest, progress: Progress) -> BuildResult:
             candidates += smaller_models(job, candidates, reference)
             candidates += trained_models(job, candidates, reference)
             candidates += mixed_precision(job, candidates, reference)
+        require_one(job, candidates)
         candidates = add_instructions(job, candidates)
         choice = with_help(job, candidates, search.choose(candidates, job.budget))
         return write_bundle(job, candidates, choice, evaluated(job, choice.candidate))

@@ -63,7 +63,12 @@ def lower_one(job: Job, plan: Plan, original: RunFunction) -> Candidate:
         artifact = _quantized_artifact(job, plan, floating)
         for note in artifact.notes:
             job.progress.note(f"{plan.label}: {note}")
-        return Candidate(plan=plan, artifact=artifact, parity=_compare_quantized(job, plan, artifact, floating))
+        gate = _compare_quantized(job, plan, artifact, floating)
+        if not gate.passed:
+            failure = _too_far(plan, gate)
+            job.progress.warn(f"{plan.label}: {failure}")
+            return Candidate(plan=plan, failure=failure, parity=gate)
+        return Candidate(plan=plan, artifact=artifact, parity=gate)
     except UnsupportedModelError as exc:
         job.progress.warn(f"{plan.label}: {exc.message}")
         log.info("%s failed", plan.label, exc_info=exc)
@@ -154,22 +159,18 @@ def _compare_quantized(job: Job, plan: Plan, artifact: Artifact, floating: Artif
         samples = some(job.data.validation or job.data.calibration, 64)
         return parity.quantized(_running(artifact), execute.artifact(floating), samples, floor_db=floor_db)
 
-    found = job.store.cached("parity", key, Parity, make)
-    if not found.passed and found.sqnr_db is not None and 0 <= found.sqnr_db < floor_db:
-        raise ParityError(
-            f"the {plan.precision} file is too far from float: its output {found.worst_output!r} has an SQNR of "
-            f"{found.sqnr_db:.1f} dB against it, and {floor_db:g} dB is the least",
-            remedy="use fp16, or give more and better calibration images"
-            if plan.precision == "int8"
-            else "leave this precision out with --precision",
-        )
-    if not found.passed:
-        raise ParityError(
-            f"the {plan.precision} file is broken: its output {found.worst_output!r} has an SQNR of "
-            f"{found.sqnr_db:.1f} dB against float",
-            remedy="leave this precision out with --precision",
-        )
-    return found
+    return job.store.cached("parity", key, Parity, make)
+
+
+def _too_far(plan: Plan, gate: Parity) -> str:
+    """Why a smaller file that did not pass is no candidate; some of its operators may still return to float."""
+    if gate.sqnr_db is None or gate.sqnr_db < 0:
+        against = "" if gate.sqnr_db is None else f" has an SQNR of {gate.sqnr_db:.1f} dB against float"
+        return f"the {plan.precision} file is broken: its output {gate.worst_output!r}{against or f' {gate.fault}'}"
+    return (
+        f"the {plan.precision} file is too far from float: its output {gate.worst_output!r} has an SQNR of "
+        f"{gate.sqnr_db:.1f} dB against it, and {_floor_db(plan):g} dB is the least"
+    )
 
 
 def _floor_db(plan: Plan) -> float:
@@ -195,9 +196,24 @@ def _running(artifact: Artifact) -> RunFunction:
     return run
 
 
-def require_one(job: Job, candidates: Sequence[Candidate]) -> None:
-    """Raise the failure of the first plan when no candidate has a file (exit code 5)."""
-    if any(c.failure is None for c in candidates):
+def is_far(candidate: Candidate) -> bool:
+    """Whether there is an INT8 file that only quantization keeps from being a candidate."""
+    gate = candidate.parity
+    return (
+        candidate.failure is not None
+        and candidate.plan.precision == "int8"
+        and gate is not None
+        and gate.kind == "quantized"
+        and gate.sqnr_db is not None
+    )
+
+
+def require_one(job: Job, candidates: Sequence[Candidate], *, mendable: bool = False) -> None:
+    """Raise the failures when no candidate has a file (exit code 5).
+
+    ``mendable``: one whose operators may still return to float will do.
+    """
+    if any(c.failure is None or (mendable and is_far(c)) for c in candidates):
         return
     reasons = "; ".join(f"{c.plan.label}: {c.failure}" for c in candidates)
     raise UnsupportedModelError(

@@ -16,6 +16,7 @@ from edgecompile.errors import UnsupportedModelError
 from edgecompile.lower.qdq import noise
 from edgecompile.pipeline.attempts import attempt
 from edgecompile.pipeline.changing import changed
+from edgecompile.pipeline.conversion import is_far
 from edgecompile.pipeline.job import Job, some, versions
 from edgecompile.pipeline.latency import operator_times
 from edgecompile.types import Candidate, Plan, digest
@@ -27,24 +28,35 @@ _LEAST_MS = 1e-6
 
 
 def mixed_precision(job: Job, candidates: Sequence[Candidate], reference: evaluate.Reference) -> list[Candidate]:
-    """INT8 files with some operators in float, where no candidate keeps every limit, but an INT8 one is fast enough."""
+    """INT8 files with some operators in float, where no candidate keeps every limit, but an INT8 one is fast enough.
+
+    An INT8 file that was too far from float to be a candidate at all was not timed: it is where the search begins if
+    no other is left.
+    """
     usable = [c for c in candidates if c.failure is None and c.measurement is not None]
     if job.request.plan is not None or any(not search.violations(c, job.budget) for c in usable):
         return []
     done = {replace(c.plan, float_operators=()) for c in candidates if c.plan.float_operators}
-    close = [
-        c
-        for c in usable
-        if c.plan.precision == "int8" and not c.plan.float_operators and c.plan not in done and _only_inaccurate(job, c)
-    ]
-    if not close:
+    plans = [c for c in candidates if c.plan.precision == "int8" and not c.plan.float_operators and c.plan not in done]
+    close = [c for c in plans if c in usable and _only_inaccurate(job, c)]
+    far = [c for c in plans if is_far(c)]
+    if close:
+        best = min(close, key=lambda c: search.loss(c.accuracy))
+    elif far:
+        best = max(far, key=_sqnr_db)
+    else:
         return []
-    best = min(close, key=lambda c: search.loss(c.accuracy))
     try:
         return _tried(job, best.plan, reference)
     except UnsupportedModelError as exc:
         job.progress.note(f"{best.plan.label}: no operator returns to float: {exc.message}")
         return []
+
+
+def _sqnr_db(candidate: Candidate) -> float:
+    assert candidate.parity is not None
+    assert candidate.parity.sqnr_db is not None
+    return candidate.parity.sqnr_db
 
 
 def _only_inaccurate(job: Job, candidate: Candidate) -> bool:
