@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -92,6 +93,8 @@ def _training(job: Job) -> list[str]:
 
 def _threads(job: Job) -> list[str]:
     cores = job.profile.cores
+    if job.here and job.request.on in (None, "local"):
+        cores = min(cores, len(os.sched_getaffinity(0)))  # a profile's cores are those of its kind of device
     # A GPU takes its work from one thread.
     by_cpu = any(runtime.name != "tensorrt" for runtime in job.profile.runtimes)
     return [f"more threads: --threads up to {cores}"] if by_cpu and job.threads < cores else []
