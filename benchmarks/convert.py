@@ -199,7 +199,8 @@ def convert_here(side: str, kind: str, folder: Path, *, warm: bool) -> None:
 
     started = time.perf_counter()
     model = _model(folder)
-    samples = [{model.inputs[0].name: a[None]} for a in np.load(folder / "samples.npy")] if kind == "all" else []
+    needed = kind == "all" or side == "onnx2tf"  # which looks at real inputs to choose layouts
+    samples = [{model.inputs[0].name: a[None]} for a in np.load(folder / "samples.npy")] if needed else []
     floating: Artifact | None = None
     precisions: tuple[Precision, ...] = ("fp32", "fp16", "int8")
     for precision in precisions if kind == "all" else precisions[:2]:
