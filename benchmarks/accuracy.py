@@ -1,6 +1,6 @@
 """INT8 against float on real data: CIFAR ResNets through every runtime and precision, on all test images.
 
-    python benchmarks/accuracy.py --data ../shared/data [--net resnet20] [--runtime tensorrt]
+    python benchmarks/accuracy.py --data FOLDER [--net resnet20] [--runtime tensorrt]
 
 Each file is built as a user would build it (calibrated on 200 training images, chosen on nothing) and evaluated on the
 whole test folder; the drop is paired with the original on the same images. TensorRT's files are those that the device

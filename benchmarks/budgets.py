@@ -1,6 +1,6 @@
 """Are budgets met, and how well is latency predicted? Ten budgets, drawn between 30 % and 90 % of the whole net's time.
 
-    python -m benchmarks.budgets --data ../shared/data --work WORK [--net resnet20] [--runtime tflite]
+    python -m benchmarks.budgets --data FOLDER --work WORK [--net resnet20] [--runtime tflite]
         [--precision fp32|int8|all] [--stage explore|measure|all] [--count 10]
 
 CIFAR ResNets on this machine, one thread. ``explore`` finds what every group of channels and every residual block is

@@ -1,6 +1,6 @@
 """What training recovers: ResNets without some blocks, and students, against the original trained on the same images.
 
-    python -m benchmarks.training --data ../shared/data --work WORK [--only NAME]
+    python -m benchmarks.training --data FOLDER --work WORK [--only NAME]
         [--stage images|prepare|train|files|measure|evaluate|write|all]
 
 ``images`` decodes the training images. ``prepare`` leaves out the blocks that cost CIFAR ResNet-20 least, fitted on

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecompile.cli.common import ON_HELP, PATH, common, face, print_json
+from edgecompile.cli.common import PATH, common, face, print_json
 from edgecompile.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def report(on: str, out: Path | None, quiet: bool, verbose: int, debug: bool) ->
 
 
 @device.command("learn")
-@click.option("--on", default="local", show_default=True, help=ON_HELP)
+@click.option("--on", default="local", show_default=True, help="The device: local, or ssh://user@host[:port].")
 @click.option("--out", type=PATH, help="The profile.  [default: NAME-OF-THE-DEVICE.toml]")
 @click.option(
     "--runtime",

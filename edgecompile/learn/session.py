@@ -77,8 +77,9 @@ def learn(request: LearnRequest, progress: Progress) -> LearnResult:
     if request.out is not None:
         _refuse_taken(request.out, request.force)
     start = time.monotonic()
-    with open_transport(request.on, waiting=progress.note) as transport:
-        lab.refuse_latency(transport)
+    way = open_transport(request.on, waiting=progress.note)
+    lab.refuse_latency(way)  # before a board is started for nothing
+    with way as transport:
         facts = device.facts(transport, request.runtimes or RUNTIMES)
         path = request.out or Path(f"{name_of(facts)}.toml")
         _refuse_taken(path, request.force)
