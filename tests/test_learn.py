@@ -425,6 +425,7 @@ def test_a_device_without_a_runtime_is_named(tmp_path: Path, monkeypatch: pytest
         (["--out", "absent/board.toml"], "there is no folder absent"),
         (["--threads", "4096"], "4096 threads were asked for"),
         (["--on", "nowhere"], "no way to a machine"),
+        (["--on", "lab:pi4"], "an emulated Cortex-A72 has no latency"),
         (["--time-limit", "0"], "Invalid value for '--time-limit'"),
     ],
 )
@@ -433,6 +434,7 @@ def test_bad_input_is_refused(arguments: list[str], words: str, tmp_path: Path) 
     done = edgecompile("device", "learn", *arguments, cwd=tmp_path, env={"EDGECOMPILE_CACHE": str(tmp_path / "cache")})
     assert done.code == 2
     assert words in done.err
+    assert not (tmp_path / "cache").exists()  # no board was fetched or started for it
 
 
 @pytest.mark.parametrize(
