@@ -1,6 +1,6 @@
 """What meeting a tighter budget costs without any training: the search's choices against plainer ones.
 
-    python -m benchmarks.budget --data FOLDER --work WORK [--net resnet20] [--stage table|make|measure|all]
+    python -m benchmarks.budget --data FOLDER --work WORK [--net resnet20] [--stage table|make|measure|evaluate|all]
 
 CIFAR ResNets on this machine, TFLite (the fastest here), one thread; 500 unlabelled training images. Budgets are
 shares of what the float32 file takes, one for float32 and two for INT8. For each, channels and blocks are chosen by

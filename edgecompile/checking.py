@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from edgecompile import bench, bundle, measuring
-from edgecompile.errors import LimitNotMet
+from edgecompile.errors import InputError, LimitNotMet
 from edgecompile.progress import Progress
 from edgecompile.transport import lab, open_transport
 from edgecompile.types import Accuracy
@@ -65,10 +65,15 @@ def check(
 
     That is latency, both files measured interleaved, and on an emulated board instructions; ``latency`` of ``False``
     measures none. Latency is worse when the whole 95 % interval of the ratio lies above the tolerance. Raises
-    `InputError` for what is no bundle and for latency on an emulated board, `LimitNotMet` for a bundle that was
-    changed, `DeviceError` where the device fails.
+    `InputError` for what is no bundle, for a phone reached by adb and for latency on an emulated board, `LimitNotMet`
+    for a bundle that was changed, `DeviceError` where the device fails.
     """
     allowed = tolerance or Tolerance()
+    if on.startswith("adb:"):
+        raise InputError(
+            "a phone reached by adb cannot be checked on",
+            remedy="use SSH, or bench and verify with --benchmark-model FILE",
+        )
     way = open_transport(on)
     emulated = lab.emulated_core(way)
     if latency:

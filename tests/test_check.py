@@ -106,6 +106,8 @@ def test_other_data_is_not_compared(bundles: dict[str, Path], tmp_path: Path) ->
 def test_what_is_no_bundle_or_was_changed_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a bundle"):
         checking.check(bundles["fp32"], tmp_path, OPTIONS, Silent())
+    with pytest.raises(InputError, match="by adb cannot be checked on"):
+        checking.check(bundles["fp32"], bundles["int8"], OPTIONS, Silent(), on="adb:PHONE")
     changed = tmp_path / "changed"
     shutil.copytree(bundles["fp32"], changed)
     with (changed / "model.tflite").open("ab") as stream:

@@ -151,7 +151,11 @@ def _sustained(
 @click.command(short_help="Check a bundle's hashes and golden vectors.")
 @click.argument("path", type=PATH)
 @click.option("--on", default="local", show_default=True, help=ON_HELP)
-@click.option("--benchmark-model", metavar="PATH", help=TOOL_HELP)
+@click.option(
+    "--benchmark-model",
+    metavar="PATH",
+    help="Run the file by LiteRT's benchmark_model: its path on the device; for adb, a file here.",
+)
 @click.option("--json", "as_json", is_flag=True)
 @common
 def verify(
@@ -175,7 +179,12 @@ def verify(
 @click.command(short_help="Has a bundle become worse than another?")
 @click.argument("path", type=PATH)
 @click.option("--against", type=PATH, required=True, help="The bundle to compare with.")
-@click.option("--on", default="local", show_default=True, help=ON_HELP)
+@click.option(
+    "--on",
+    default="local",
+    show_default=True,
+    help="Where: local, ssh://user@host[:port], or lab:pi4 for an emulated board.",
+)
 @click.option(
     "--latency/--no-latency", default=None, help="Measure both files, interleaved.  [default: on a real device]"
 )
