@@ -6,7 +6,6 @@ All that happens there is done by ``targets/environment.py``, which is carried a
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 import sys
 import tempfile
@@ -14,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 
@@ -143,15 +142,16 @@ class Setup:
                 f"setting up {self._transport.description} failed: {last[-1] if last else f'exit code {done.code}'}",
                 remedy="see -vv for more",
             )
-        found: dict[str, Any] = json.loads(lines[0].removeprefix(document.SENTINEL))
-        if "error" in found:
-            self._fail(found["error"]["kind"], found["error"]["message"])
         try:
-            return msgspec.convert(found, kind)
-        except msgspec.ValidationError as exc:
-            raise DeviceError(f"the device's answer is malformed: {exc}") from exc
+            found: dict[str, Any] = msgspec.json.decode(lines[0].removeprefix(document.SENTINEL), type=dict)
+            if "error" not in found:
+                return msgspec.convert(found, kind)
+            fault = msgspec.convert(found["error"], dict[str, str])
+        except msgspec.DecodeError as exc:
+            raise DeviceError(f"the device's answer is malformed: {exc}", remedy="see -vv for more") from exc
+        raise self._fault(fault.get("kind", ""), fault.get("message", "it did not say why"))
 
-    def _fail(self, kind: str, message: str) -> NoReturn:
+    def _fault(self, kind: str, message: str) -> DeviceError:
         address = self._transport.address
         offline = f"edgecompile device setup --on {address} --offline fetches wheels here and carries them there"
         remedies = {
@@ -162,7 +162,7 @@ class Setup:
             "disk": "make room there",
             "does_not_run": "no wheel fits this machine: install the runtime there by other means",
         }
-        raise DeviceError(f"{self._transport.description}: {message}", remedy=remedies.get(kind, "see -vv for more"))
+        return DeviceError(f"{self._transport.description}: {message}", remedy=remedies.get(kind, "see -vv for more"))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -130,7 +131,9 @@ def _engine(path: Path, artifact: Artifact, on_board: engines.Bench, folder: Pat
         others = ", ".join(f"TensorRT {engine.tensorrt} on {engine.gpu}" for engine in there)
         progress.note(f"the engine in {path} is for another board ({others}): one is built for this one")
     folder.mkdir()
-    on_board.timing_cache = next((e.timing_cache for e in there if e.key == on_board.board.key), None)
+    known = next((e.timing_cache for e in there if e.key == on_board.board.key and e.timing_cache), None)
+    # A copy: what is learned is written back, and a bundle stays as it is.
+    on_board.timing_cache = None if known is None else Path(shutil.copyfile(known, folder / "known.cache"))
     with progress.stage(f"Build the engine of {path} on {on_board.board.name}"):
         try:
             return engines.build(on_board, artifact, folder)

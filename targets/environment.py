@@ -26,7 +26,8 @@ import tempfile
 import zipfile
 
 SENTINEL = "EDGECOMPILE-RESULT "
-MADE = "env-"
+#: Nothing else below a root is ever removed: EDGECOMPILE_HOME may name a folder that holds other things, too.
+MADE = "edgecompile-env-"
 #: What the runner could use, as packages are imported, and where each is looked up.
 PACKAGES = {
     "numpy": "numpy",
@@ -56,8 +57,10 @@ def roots():
 
 
 def is_ours(folder):
-    """Whether a folder is there and nobody else's: /var/tmp is open to all."""
-    return os.path.isdir(folder) and (not hasattr(os, "getuid") or os.stat(folder).st_uid == os.getuid())
+    """Whether a folder is there and nobody else's, nor a link that somebody else made: /var/tmp is open to all."""
+    if not os.path.isdir(folder):
+        return False
+    return not hasattr(os, "getuid") or {os.stat(folder).st_uid, os.lstat(folder).st_uid} == {os.getuid()}
 
 
 def existing():

@@ -161,7 +161,7 @@ def test_ctrl_c_while_it_installs_leaves_nothing(tmp_path: Path, monkeypatch: py
             command = [sys.executable, "-m", "edgecompile", "device", "setup", "--on", server.where, "--yes", "--force"]
             child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
             end = time.monotonic() + 60
-            while not list(server.home.glob(".edgecompile/env-*/bin/pip")) and time.monotonic() < end:
+            while not list(server.home.glob(".edgecompile/edgecompile-env-*/bin/pip")) and time.monotonic() < end:
                 time.sleep(0.1)
             child.send_signal(signal.SIGINT)
             _, err = child.communicate(timeout=60)
@@ -222,10 +222,20 @@ def test_where_the_home_folder_is_read_only_another_is_taken(
 
 def test_only_what_is_not_in_use_is_tidied(script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(script, "roots", lambda: [str(tmp_path)])
-    for name in ("env-old", "env-used", "mine"):
+    for name in ("edgecompile-env-old", "edgecompile-env-used", "env-mine"):
         (tmp_path / name).mkdir()
-    (tmp_path / "current").symlink_to("env-used")
+    (tmp_path / "current").symlink_to("edgecompile-env-used")
     assert script.tidy() == {"removed": 1}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["current", "env-used", "mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["current", "edgecompile-env-used", "env-mine"]
     assert script.remove() == {"removed": 1}
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["env-mine"]
+
+
+def test_a_link_that_somebody_else_made_is_no_place(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    assert script.is_ours(str(tmp_path / "link"))
+    other = os.stat_result((0o120777, 1, 1, 1, os.getuid() + 1, 0, 0, 0, 0, 0))
+    monkeypatch.setattr(script.os, "lstat", lambda path: other)
+    assert not script.is_ours(str(tmp_path / "link"))

@@ -104,7 +104,16 @@ def test_what_does_not_fit_is_refused(changes: dict[str, str], device: str | Non
     assert bundle.read(out).manifest.imported == ()
 
 
-@pytest.mark.parametrize("text", ["hello", '{"schema_version": 1, "x": 2}', ""])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello",
+        '{"schema_version": 1, "x": 2}',
+        "",
+        "count=50 first=1.2.3 curr=5 min=1 max=9 avg=5 std=1 p5=1 median=5 p95=9",
+        "count=50 first=1 curr=5 min=1 max=9 avg=-5 std=1 p5=1 median=-5 p95=9",
+    ],
+)
 def test_what_is_no_result_is_refused(text: str, out: Path) -> None:
     file = out.parent / "log"
     file.write_text(text)

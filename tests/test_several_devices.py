@@ -86,6 +86,8 @@ def test_each_target_has_its_device_and_ctrl_c_reaches_all(
     [
         (("--target", "pi4", "--target", "pi5", "--target", "pi3", "--on", "ssh://a", "--on", "ssh://b"), "3 targets"),
         (("--target", "pi4", "--on", "ssh://a", "--on", "ssh://a"), "given twice"),
+        (("--target", "pi4", "--on", "ssh://me:hunter2@a", "--on", "ssh://b", "--json"), "holds a password"),
+        (("--target", "pi4", "--on", "ssh://me:hunter2@a", "--on", "ssh://b"), "holds a password"),
     ],
 )
 def test_what_does_not_go_together_is_refused(
@@ -93,4 +95,5 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     done = edgecompile(*command(project, tmp_path / "out", *words))
     assert done.code == 2
-    assert said in done.err
+    assert said in " ".join(done.err.split())
+    assert "hunter2" not in done.err + done.out

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from edgecompile.errors import DeviceError
-from edgecompile.transport import Transport, open_transport
+from edgecompile.transport import Transport, open_transport, remote
 from edgecompile.transport.local import LocalTransport
 from edgecompile.transport.ssh import Patience, SSHTransport
 from edgecompile.transport.ssh_connection import Connection
@@ -369,3 +370,22 @@ def test_ctrl_c_during_an_upload(server: Server, big: Path, monkeypatch: pytest.
     monkeypatch.setattr("edgecompile.transport.ssh_connection._chunks", interrupted)
     with pytest.raises(KeyboardInterrupt), client(server) as transport:
         transport.put(big, "there")
+
+
+def test_only_a_folder_of_ours_is_ever_removed(tmp_path: Path) -> None:
+    (tmp_path / "edgecompile-a").mkdir()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "edgecompile.lock").mkdir()
+    (tmp_path / "edgecompile.lock/token").write_text("t\n")
+    (tmp_path / "edgecompile.lock/folder").write_text(f"{tmp_path}/edgecompile-a/../mine\n")
+    question = remote.call(remote.REMOVE, "t", 0)
+    command = ["sh", "-c", f"TMPDIR={tmp_path} {question.command}"]
+    subprocess.run(command, capture_output=True, check=True)
+    assert (tmp_path / "mine").is_dir()
+
+
+def test_what_a_command_said_is_logged(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("DEBUG", logger="edgecompile"), client(server) as transport:
+        transport.run(["sh", "-c", "echo one; echo two >&2; exit 3"], timeout_s=30)
+    assert "ended with 3, and said: one" in caplog.text
+    assert "two" in caplog.text

@@ -8,6 +8,7 @@ each a fresh process. Formats: ``tflite/tools/benchmark/benchmark_model.cc`` and
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 import time
@@ -64,7 +65,17 @@ class Log:
 
 
 def parse(text: str) -> Log:
-    """Read what the program printed. Raises `InputError` when it holds no result."""
+    """Read what the program printed. Raises `InputError` when it holds no result, or one that cannot be."""
+    try:
+        found = _parsed(text)
+    except ValueError as exc:
+        raise InputError(f"a figure in this log is none: {exc}", remedy="give all that it printed") from exc
+    if min(found.mean_ms, *found.percentiles_ms.values(), found.std_ms or 0.0) < 0 or not math.isfinite(found.mean_ms):
+        raise InputError("this log tells a latency below zero, or without end", remedy="run benchmark_model again")
+    return found
+
+
+def _parsed(text: str) -> Log:
     # The warm-up prints such a line, too: the last one counts.
     series = re.findall(r"count=(\d+) (.*)", text)
     if not series:

@@ -213,6 +213,10 @@ def _build_all(
     elsewhere = [request for request in requests if request.on not in (None, "local")]
     done: dict[int, tuple[int, object]] = {}
     if len(elsewhere) > 1 and not dry_run:
+        from edgecompile.transport import open_transport
+
+        for request in elsewhere:  # an address that is none, or holds a password, is shown nowhere
+            open_transport(request.on or "local")
         named = [(f"{request.target} on {request.on}", request) for request in elsewhere]
         for (name, request), (code, said, document) in zip(
             named, Builds(terminal, words, as_json=as_json).run(named), strict=True

@@ -62,13 +62,23 @@ def setup(
         raise InputError(f"--wheels {wheels}: no such folder", remedy="give a folder with .whl files")
     with device_setup.connected(on, terminal) as there:
         if remove:
-            click.echo("removed the environment" if there.remove() else "there is no environment to remove")
+            count = there.remove()
+            if as_json:
+                print_json({"removed": count})
+            else:
+                click.echo("removed the environment" if count else "there is no environment to remove")
             return 0
         found = there.look()
         missing = [name for name in runtimes if not found.has(name)]
         if not missing and not force:
             _tell(found, terminal)
-            click.echo(f"nothing to do: {on} runs files of {' and '.join(runtimes)}")
+            if as_json:
+                root, there_is = (
+                    (None, found.installed) if found.environment is None else (found.root, found.environment)
+                )
+                print_json({"root": root, "environment": there_is})
+            else:
+                click.echo(f"nothing to do: {on} runs files of {' and '.join(runtimes)}")
             return 0
         _tell(found, terminal)
         if not yes and not _agreed(found, runtimes, offline or wheels is not None):

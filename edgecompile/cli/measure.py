@@ -96,8 +96,19 @@ def bench(
 
 _OF_LATENCY = (
     "threads", "percentile", "budget_ms", "warmup_seconds", "min_runs", "min_seconds", "sustained", "plot",
-    "power_mode", "accept_throttled",
+    "power_mode", "accept_throttled", "benchmark_model",
 )  # fmt: skip
+#: What a run without a break has no use for: it has no rounds, and gives no verdict.
+_OF_ROUNDS = (
+    "percentile", "budget_ms", "warmup_seconds", "min_runs", "min_seconds", "power_mode", "accept_throttled",
+)  # fmt: skip
+
+
+def _given(names: Sequence[str]) -> str | None:
+    """The first of some options that stands on the command line."""
+    source = click.get_current_context().get_parameter_source
+    found = (name for name in names if source(name) is click.core.ParameterSource.COMMANDLINE)
+    return next((f"--{name.replace('_', '-')}" for name in found), None)
 
 
 def _count(paths: tuple[Path, ...], on: str, terminal: Face, *, as_json: bool) -> int:
@@ -105,13 +116,12 @@ def _count(paths: tuple[Path, ...], on: str, terminal: Face, *, as_json: bool) -
     from edgecompile.errors import InputError
     from edgecompile.types import to_builtins
 
-    context = click.get_current_context()
-    for name in _OF_LATENCY:
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise InputError(
-                f"--{name.replace('_', '-')} is about latency, and --cost instructions is none",
-                remedy="leave one of them out; instructions are always counted with one thread",
-            )
+    option = _given(_OF_LATENCY)
+    if option is not None:
+        raise InputError(
+            f"{option} is about latency, and --cost instructions is none",
+            remedy="leave one of them out; instructions are always counted with one thread",
+        )
     result = measuring.count(paths, terminal, on=on)
     if as_json:
         label = result.counts[0].label
@@ -136,6 +146,12 @@ def _sustained(
     from edgecompile.errors import EXIT_INTERRUPTED, InputError
     from edgecompile.types import to_builtins
 
+    option = _given(_OF_ROUNDS)
+    if option is not None:
+        raise InputError(
+            f"{option} does not go with --sustained, which runs one file without a break and gives no verdict",
+            remedy="leave one of them out",
+        )
     if len(paths) != 1:
         raise InputError(f"--sustained runs one file, {len(paths)} are given", remedy="give one file or bundle")
     picture = plot or Path(f"{str(paths[0]).rstrip('/')}.sustained.svg")

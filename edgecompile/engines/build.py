@@ -14,6 +14,7 @@ from edgecompile.engines.board import Board
 from edgecompile.errors import DeviceError, EdgecompileError
 from edgecompile.jetson import failures, trtexec
 from edgecompile.jetson.failures import Failure
+from edgecompile.store import write_atomically
 from edgecompile.transport import Completed, Transport
 from edgecompile.types import Artifact, Engine
 
@@ -142,7 +143,7 @@ def _fetched(
     cache = _optional(transport, "engines/timing.cache", folder / "timing.cache")
     if cache is not None and bench.timing_cache is not None:
         bench.timing_cache.parent.mkdir(parents=True, exist_ok=True)
-        bench.timing_cache.write_bytes(cache.read_bytes())
+        write_atomically(bench.timing_cache, cache.read_bytes())  # another build may be reading it
     return Engine(
         key=board.key,
         tensorrt=str(board.version),

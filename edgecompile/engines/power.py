@@ -42,7 +42,7 @@ def _number(board: Board, wanted: str) -> int:
     by_name = {name.lower(): number for name, number in board.modes}
     if wanted.lower() in by_name:
         return by_name[wanted.lower()]
-    if wanted.isdigit() and (not board.modes or int(wanted) in by_name.values()):
+    if wanted.isdecimal() and (not board.modes or int(wanted) in by_name.values()):
         return int(wanted)
     known = ", ".join(f"{number} ({name})" for name, number in board.modes)
     raise InputError(

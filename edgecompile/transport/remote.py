@@ -37,7 +37,7 @@ clean() {
   n=0
   while [ -d "$1" ] && [ "$n" -lt 20 ]; do rm -rf "$1" 2>/dev/null || sleep 1; n=$((n+1)); done
 }
-own_folder() { case $1 in "$root"/edgecompile-*) [ -d "$1" ];; *) false;; esac; }
+own_folder() { case $1 in "$root"/edgecompile-*/*) false;; "$root"/edgecompile-*) [ -d "$1" ];; *) false;; esac; }
 """
 
 # Takes the device's lock and makes the folder, or takes both over after a lost connection (same token); then lives as
@@ -58,7 +58,8 @@ if [ "$(field token)" != "$token" ]; then
     if mv "$lock" "$lock.$token" 2>/dev/null; then
       if [ "$(cat "$lock.$token/token" 2>/dev/null)" = "$old" ]; then
         left=$(cat "$lock.$token/folder" 2>/dev/null)
-        own_folder "$left" && clean "$left"
+        # Root could clean what anybody on the machine wrote there.
+        own_folder "$left" && { [ "$(id -u)" != 0 ] || [ -O "$left" ]; } && clean "$left"
         rm -rf "$lock.$token"
       else mv "$lock.$token" "$lock"; fi
       answer again; exit

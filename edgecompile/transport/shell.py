@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import logging
 import math
 import posixpath
 import secrets
@@ -27,9 +28,13 @@ from edgecompile.transport.connection import SILENCE_S, Connection, Dropped, Ref
 from edgecompile.transport.remote import call
 from edgecompile.types import file_sha256
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 _PYTHONS = ("python3", "python", *(f"python3.{minor}" for minor in range(14, 6, -1)), "/usr/bin/python3")
 _LARGEST_OUTPUT = 64 * 1024 * 1024
+#: So much of the end of what a command said is logged.
+_LAST_WORDS = 4000
 #: How fast the slowest device hashes a file, in bytes a second.
 _HASHED_PER_S = 2_000_000
 
@@ -342,7 +347,10 @@ class ShellTransport(abc.ABC):
         except BaseException:
             self._kill(state)
             raise
-        return Completed(code=code, out=self._output(state, "out"), err=self._output(state, "err"))
+        done = Completed(code=code, out=self._output(state, "out"), err=self._output(state, "err"))
+        said = f"{done.out}\n{done.err}".strip()[-_LAST_WORDS:]
+        log.debug("%s on %s ended with %d, and said: %s", name, self.description, code, said or "nothing")
+        return done
 
     def _started(self, words: list[str], program: str) -> None:
         if words[0] == "missing":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,6 +111,18 @@ def test_another_board_gets_an_engine_of_its_own(built: tuple[Done, Path], host:
         host.set(version="10.3.0")
     assert done.code == 0, done.err
     assert "is for another board (TensorRT 10.3.0" in " ".join(done.err.split())
+
+
+def test_a_bundle_without_its_engine_stays_as_it_is(built: tuple[Done, Path], host: Standin, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(built[1], out)
+    (engine,) = out.glob("engines/*/model.engine")
+    engine.unlink()
+    (cache,) = out.glob("engines/*/timing.cache")
+    cache.write_bytes(before := cache.read_bytes() + b"known")
+    done = edgecompile("bench", out, "--on", host.where, *QUICK)
+    assert done.code == 0, done.err
+    assert cache.read_bytes() == before
 
 
 def test_an_engine_that_computes_something_else_is_found_out(built: tuple[Done, Path], host: Standin) -> None:

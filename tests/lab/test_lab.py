@@ -15,7 +15,7 @@ from edgecompile import bench, content
 from edgecompile.bench import document, runner
 from edgecompile.errors import DeviceError, InputError
 from edgecompile.transport import Transport, lab, open_transport
-from edgecompile.transport.lab import box
+from edgecompile.transport.lab import box, fetch
 from edgecompile.transport.local import LocalTransport
 from edgecompile.types import Artifact, Precision
 
@@ -211,3 +211,22 @@ def test_the_plugin_travels_with_the_runners() -> None:
     root = content.builtin_root("targets") / "lab"
     assert (root / "count.py").is_file()
     assert "qemu_plugin_install" in (root / "insn_count.c").read_text()
+
+
+def test_clean_removes_nothing_that_is_not_the_labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGECOMPILE_LAB", str(tmp_path))
+    for name in ("image-0123456789ab", "apt-0123456789ab", "wheels-0123456789ab", "boxes/pi4"):
+        (tmp_path / name).mkdir(parents=True)
+    mine = ("wheels/a.whl", "image-holidays/a.jpg", "boxes/mine/a")
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    box.clean()
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name for name in kept if not name.endswith(".lock")} == set(mine)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["boxes", "image-holidays", "wheels"]
+
+
+def test_a_mirrors_password_is_not_shown() -> None:
+    assert fetch._shown("https://me:secret@example.org/debian") == "https://example.org/debian"
+    assert fetch._shown("http://example.org/a@b") == "http://example.org/a@b"

@@ -54,7 +54,7 @@ class Package:
 
 def clean() -> None:
     """Remove what was fetched."""
-    for folder in (_apt_folder(), root() / "wheels"):
+    for folder in (_apt_folder(), _wheels_folder()):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -90,14 +90,19 @@ def _index(apt: str, deadline: Deadline) -> dict[str, str]:
             run([apt, "update", "--error-on=any"], deadline, "reading Debian's index", environment=settings)
         except DeviceError as exc:
             remedy = (
-                f"see that {mirror} can be reached from here (proxies are taken from apt's configuration), or name "
+                f"see that {_shown(mirror)} can be reached from here (proxies are taken from apt's configuration), "
             )
-            remedy += "another with EDGECOMPILE_DEBIAN_MIRROR"
+            remedy += "or name another with EDGECOMPILE_DEBIAN_MIRROR"
             failed = failed or DeviceError(exc.message, remedy=exc.remedy if is_full(exc.message) else remedy)
         else:
             return settings
     assert failed is not None
     raise failed
+
+
+def _shown(address: str) -> str:
+    """An address without the name and password that may stand in it."""
+    return re.sub(r"//[^/@]*@", "//", address)
 
 
 def _mirrors(apt: str, deadline: Deadline) -> Iterable[str]:
@@ -219,7 +224,7 @@ def _checked(path: Path, sha256: str) -> Path:
 
 def wheels(progress: Progress, deadline: Deadline) -> list[Path]:
     """The runtimes' wheels, fetched if need be. Raises `DeviceError` naming what is missing or cannot be reached."""
-    folder = root() / "wheels"
+    folder = _wheels_folder()
     with progress.stage("Fetch the runtimes for 64-bit Arm (45 MB)"):
         found = {name: _wheel(folder, name) for name in WHEELS}
         if None in found.values():
@@ -235,6 +240,11 @@ def wheels(progress: Progress, deadline: Deadline) -> list[Path]:
             run(command, deadline, "fetching the runtimes for 64-bit Arm")
             found = {name: _wheel(folder, name) for name in WHEELS}
         return [_checked(path or folder / name, WHEELS[name]) for name, path in found.items()]
+
+
+def _wheels_folder() -> Path:
+    """No name that a folder of the user's could have: the lab's root may be one, and this is removed."""
+    return root() / f"wheels-{hashlib.sha256('::'.join(WHEELS).encode()).hexdigest()[:12]}"
 
 
 def _wheel(folder: Path, requirement: str) -> Path | None:
