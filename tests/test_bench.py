@@ -259,7 +259,7 @@ def test_a_python_without_numpy(tflite: Artifact, tmp_path: Path) -> None:
     error = fail(Elsewhere(tmp_path, f'exec {sys.executable} -S "$@"'), tflite)
     assert isinstance(error, DeviceError)
     assert error.message == "Python on the board has no package 'numpy'"
-    assert error.remedy == "install it there with: pip install numpy"
+    assert error.remedy == "install it with: pip install numpy"
 
 
 def test_a_python_without_the_runtime(tflite: Artifact, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_a_python_without_the_runtime(tflite: Artifact, tmp_path: Path) -> None:
     error = fail(Elsewhere(tmp_path, f'PYTHONPATH={tmp_path} exec {sys.executable} "$@"'), tflite)
     assert isinstance(error, DeviceError)
     assert str(tflite.file) in error.message
-    assert error.remedy == "install it there with: pip install ai-edge-litert"
+    assert error.remedy == "install it with: pip install ai-edge-litert"
 
 
 @pytest.mark.parametrize(
