@@ -538,11 +538,11 @@ def imported(found: Measurement, manifest: Manifest) -> list[Text]:
     """What was brought in from elsewhere, and that the verdict stays."""
     words = f"imported: p{found.percentile:g} {latency(found)} ms on {found.device}, {found.runtime}"
     budget = milliseconds(manifest.budget.latency_ms)
-    keeps = "would keep" if found.meets(manifest.budget.latency_ms) else "would not keep"
-    return [
-        plain(words),
-        Text(f"It {keeps} the budget of {budget} ms; the verdict stays as it is: {manifest.verdict.status}."),
-    ]
+    keeps = "would keep" if found.counts(manifest.budget.latency_ms) else "would not keep"
+    told = f"It {keeps} the budget of {budget} ms"
+    if found.percentile < manifest.budget.percentile:
+        told = f"The budget of {budget} ms is for p{manifest.budget.percentile:g}, of which it tells nothing"
+    return [plain(words), Text(f"{told}; the verdict stays as it is: {manifest.verdict.status}.")]
 
 
 def check(rows: Sequence[tuple[str, str, str, str, bool]]) -> list[RenderableType]:

@@ -149,6 +149,15 @@ def test_without_the_client_that_is_said(phone: Phone, monkeypatch: pytest.Monke
     assert "platform tools" in str(found.value)
 
 
+def test_a_client_that_cannot_be_started_is_told(phone: Phone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = tmp_path / "adb"
+    client.write_bytes(b"\0no program")
+    client.chmod(0o755)
+    monkeypatch.setenv("ADB", str(client))
+    with pytest.raises(DeviceError, match="cannot start"), AdbTransport("adb:PHONE123", patience=FAST):
+        pass
+
+
 def test_a_serial_number_is_no_option() -> None:
     with pytest.raises(InputError, match="no serial number"):
         AdbTransport("adb:-H evil")

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from edgecompile import bundle
+from edgecompile.cli.common import show_error
+from edgecompile.errors import DeviceError
 from tests.net import Project
 
 #: Short, and taking what a machine that is busy with other tests gives.
@@ -672,3 +674,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     # Not a benchmark: a bound ten times what it takes, so that a heavy import cannot slip in by another name.
     assert time.monotonic() - started < 3
     assert edgecompile("build", "--help").code == 0
+
+
+def test_what_a_device_said_does_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show_error(DeviceError("it said: \x1b]0;title\x07 \x1b[2J\rgone", remedy="two\nlines"))
+    assert capsys.readouterr().err == "error: it said: ?]0;title? ?[2J?gone\n  what to do: two\nlines\n"

@@ -6,11 +6,12 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from edgecompile import bundle
+from edgecompile import bundle, report
 from tests.net import Project
 from tests.test_adb import LOG, PERCENTILES
 from tests.test_cli import edgecompile
@@ -62,6 +63,17 @@ def test_several_runs_give_the_interval_of_several(out: Path, tmp_path: Path) ->
     done = edgecompile("import-result", *logs, "--bundle", out, "--device", "x", "--percentile", "95", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["value_ms"] == 34.0
+    manifest = bundle.read(out).manifest
+    (found,) = manifest.imported
+    stricter = replace(manifest, budget=replace(manifest.budget, latency_ms=1e6, percentile=99.0))
+    assert "would keep" in report.imported(found, replace(stricter, budget=replace(stricter.budget, percentile=50)))[1]
+    assert "is for p99, of which it tells nothing" in report.imported(found, stricter)[1]
+    assert (
+        "would not keep"
+        in report.imported(
+            replace(found, trusted=False), replace(stricter, budget=replace(stricter.budget, percentile=50))
+        )[1]
+    )
     done = edgecompile("import-result", *logs, "--bundle", out, "--device", "x", "--json")
     found = json.loads(done.out)
     assert found["ci_low_ms"] < 33.0 < found["value_ms"] == 33.15
@@ -81,6 +93,11 @@ def test_a_runners_document_is_imported(out: Path, tmp_path: Path) -> None:
     (found,) = bundle.read(out).manifest.imported
     assert (found.provenance, found.runtime) == ("imported", "ai_edge_litert")
     assert found.environment is not None
+    document = json.loads(result.read_text())
+    document["models"][0]["latencies_ms"][0] = []
+    (broken := tmp_path / "broken.json").write_text(json.dumps(document))
+    done = edgecompile("import-result", broken, "--bundle", out)
+    assert (done.code, "rounds without runs" in done.err) == (2, True)
     result.write_text(result.read_text().replace(bundle.read(out).manifest.model_file.sha256, "0" * 64))
     done = edgecompile("import-result", result, "--bundle", out)
     assert done.code == 2

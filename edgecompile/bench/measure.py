@@ -65,6 +65,12 @@ def from_document(text: str, percentile: float) -> dict[str, Measurement]:
         ) from exc
     if isinstance(found, document.Failed):
         raise InputError(f"the runner failed when this was written: {found.error.message}")
+    rounds = [times for model in found.models for times in (model.latencies_ms or ((),))]
+    if any(min(times, default=-1.0) < 0 for times in rounds):
+        raise InputError(
+            "this document of our runner has rounds without runs, or latencies below zero",
+            remedy="give it as --output wrote it",
+        )
     options = BenchOptions(threads=found.threads, percentile=percentile)
     environment = environment_of(found.environment)
     return {m.sha256: _measurement(m, found.environment, environment, options) for m in found.models if m.sha256}

@@ -89,9 +89,14 @@ def terminal_width() -> int:
 
 def show_error(error: EdgecompileError) -> None:
     """Print one error: what is wrong, and what to do about it."""
-    click.echo(f"error: {error.message}", err=True)
+    click.echo(_harmless(f"error: {error.message}"), err=True)
     if error.remedy:
-        click.echo(f"  what to do: {error.remedy}", err=True)
+        click.echo(_harmless(f"  what to do: {error.remedy}"), err=True)
+
+
+def _harmless(text: str) -> str:
+    """A text without what would steer the terminal: a part of it may be what a device said."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def print_json(value: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ from edgecompile.types import (
     digest,
 )
 
+_THIS_RUN = secrets.token_hex(8)
 #: For what depends on a plan's steps alone, whichever runtime it is for.
 ANY = Plan(runtime="tflite", precision="fp32")
 
@@ -80,6 +82,8 @@ class Job:
     def machine(self) -> str:
         """What measurements of the device are known by."""
         found = machine_id() if self.request.on in (None, "local") else digest(self.request.on)
+        if self.request.on == "adb:":  # whichever phone is connected: tomorrow it may be another
+            found = digest(found, _THIS_RUN)
         return found if self.board is None else digest(found, self.board.key, self.request.power_mode)
 
     def transport(self) -> Transport:

@@ -170,13 +170,18 @@ class AdbConnection:
 
     def _run(self, words: list[str], limit_s: float) -> subprocess.CompletedProcess[bytes]:
         # A group of its own: Ctrl-C on the terminal must not end the client in the middle of tidying up.
-        child = subprocess.Popen(
-            [*self._words, *words],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        try:
+            child = subprocess.Popen(
+                [*self._words, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise DeviceError(
+                f"cannot start {self._words[0]}: {exc.strerror}", remedy="set ADB to a client that runs on this machine"
+            ) from exc
         try:
             out, err = child.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired as exc:
