@@ -88,6 +88,7 @@ def test_each_target_has_its_device_and_ctrl_c_reaches_all(
         (("--target", "pi4", "--on", "ssh://a", "--on", "ssh://a"), "given twice"),
         (("--target", "pi4", "--on", "ssh://me:hunter2@a", "--on", "ssh://b", "--json"), "holds a password"),
         (("--target", "pi4", "--on", "ssh://me:hunter2@a", "--on", "ssh://b"), "holds a password"),
+        (("--target", "pi4", "--on", "ssh://me:hunter2@a", "--on", "ssh://me:hunter2@a"), "holds a password"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

@@ -227,7 +227,7 @@ def test_what_is_no_address_is_refused(where: str) -> None:
     assert found.value.remedy
 
 
-@pytest.mark.parametrize("where", ["ssh://me:hunter2@board", "me:hunter2@board"])
+@pytest.mark.parametrize("where", ["ssh://me:hunter2@board", "me:hunter2@board", "ssh://me:hunter2"])
 def test_a_password_in_the_address_is_refused_and_not_repeated(where: str) -> None:
     with pytest.raises(InputError) as found:
         open_transport(where)

@@ -213,10 +213,6 @@ def _build_all(
     elsewhere = [request for request in requests if request.on not in (None, "local")]
     done: dict[int, tuple[int, object]] = {}
     if len(elsewhere) > 1 and not dry_run:
-        from edgecompile.transport import open_transport
-
-        for request in elsewhere:  # an address that is none, or holds a password, is shown nowhere
-            open_transport(request.on or "local")
         named = [(f"{request.target} on {request.on}", request) for request in elsewhere]
         for (name, request), (code, said, document) in zip(
             named, Builds(terminal, words, as_json=as_json).run(named), strict=True
@@ -334,6 +330,8 @@ def _requests(ctx: click.Context, config: ProjectConfig | None, *, trust: bool, 
 
 def _pairs(ctx: click.Context, config: ProjectConfig | None, targets: Sequence[str]) -> list[tuple[str, str | None]]:
     """Each target with where it is measured. Raises `InputError` where they do not go together."""
+    from edgecompile.transport import open_transport
+
     given, origin = _resolve(ctx, config, None)["on"]
     if origin == "command line" and len(given) > 1 and len(targets) > 1:
         if len(given) != len(targets):
@@ -344,6 +342,8 @@ def _pairs(ctx: click.Context, config: ProjectConfig | None, targets: Sequence[s
         pairs: list[tuple[str, str | None]] = list(zip(targets, given, strict=True))
     else:
         pairs = [(target, on) for target in targets for on in _resolve(ctx, config, target)["on"][0] or (None,)]
+    for where in dict.fromkeys(on for _, on in pairs if on is not None):
+        open_transport(where)  # an address that is none, or holds a password, is shown nowhere
     twice = [pair for pair, count in Counter(pairs).items() if count > 1]
     if twice:
         target, on = twice[0]

@@ -62,12 +62,14 @@ def parse_address(text: str) -> Address:
             "the SSH address holds a password, which other users of this machine can read",
             remedy="leave it out: it is asked for on the terminal; better, set up a key with ssh-copy-id",
         )
+    # What follows the colon may be a password, where the machine was forgotten.
+    shown = f"{user}@" * bool(user) + place.partition(":")[0] + ":..." * (":" in place)
     found = re.fullmatch(r"\[([^\]]+)\](?::(\d+))?|([^:/]+)(?::(\d+))?", place)
     if found is None:
-        raise InputError(f"{text!r} is no SSH address", remedy=remedy)
+        raise InputError(f"{shown!r} is no SSH address", remedy=remedy)
     host, port = found[1] or found[3], found[2] or found[4]
     if not _NAME.fullmatch(host) or (user and not _NAME.fullmatch(user)):
-        raise InputError(f"{text!r} is no SSH address", remedy=remedy)
+        raise InputError(f"{shown!r} is no SSH address", remedy=remedy)
     if port is not None and not 0 < int(port) < 65536:
         raise InputError(f"{text!r}: {port} is no port number", remedy=remedy)
     return Address(host=host, user=user or None, port=int(port) if port else None)
