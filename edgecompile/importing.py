@@ -6,6 +6,7 @@ It never changes a verdict: nobody here saw the machine. It must be about the bu
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -141,11 +142,17 @@ def _alone(log: benchmark_model.Log, percentile: float) -> tuple[float, float]:
 
 
 def _add(opened: bundle.Bundle, found: Measurement) -> bundle.Bundle:
-    """The bundle written anew with one more imported result, beside the old one until it is whole."""
+    """The bundle written anew with one more imported result, beside the old one until it is whole.
+
+    What else lies in the folder goes along: engines that were built with the bundle's script, the result itself.
+    """
     manifest = replace(opened.manifest, imported=(*opened.manifest.imported, found))
-    with bundle.BundleWriter(opened.path) as writer:
+    with bundle.BundleWriter(opened.path.resolve()) as writer:
+        shutil.copytree(opened.path, writer.path(""), symlinks=True, dirs_exist_ok=True)
         for file in manifest.files:
             if file.role != "page":
-                writer.add(file.role, opened.path / file.path, file.path)
+                source = opened.path / file.path
+                writer.path(file.path).unlink()  # it may be a link, through which nothing is to be written
+                shutil.copymode(source, writer.add(file.role, source, file.path))
         writer.add_bytes("page", page.render(manifest).encode(), "report.html")
         return writer.finish(replace(manifest, files=writer.files))

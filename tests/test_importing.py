@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -53,6 +54,25 @@ def test_a_log_is_imported_and_not_met(out: Path, tmp_path: Path) -> None:
     assert bundle.check_hashes(after) == len(before.files)
     assert "brought in; the verdict does not stand on it" in (out / "report.html").read_text()
     assert [p.name for p in out.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_what_else_lies_in_the_folder_stays(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (out / "engines/trt10-other").mkdir(parents=True)
+    (out / "engines/trt10-other/model.engine").write_text("built there")
+    (out / "result.log").write_text(log(out))
+    (out / "runner/runner.py").chmod(0o755)
+    (tmp_path / "link").symlink_to("out")
+    monkeypatch.chdir(out)
+    for where in (".", tmp_path / "link"):
+        done = edgecompile("import-result", out / "result.log", "--bundle", where, "--device", "Pixel 7")
+        assert done.code == 0, done.err
+        monkeypatch.chdir(out)
+    assert (out / "engines/trt10-other/model.engine").read_text() == "built there"
+    assert (out / "result.log").is_file()
+    assert os.access(out / "runner/runner.py", os.X_OK)
+    assert len(bundle.read(out).manifest.imported) == 2
+    assert bundle.check_hashes(bundle.read(out)) > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "out"]
 
 
 def test_several_runs_give_the_interval_of_several(out: Path, tmp_path: Path) -> None:
