@@ -63,6 +63,11 @@ _SECRETS = (
     (re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b"), "<address>"),
     (re.compile(r"(?<![\d.])(?:\d{1,3}\.){3}\d{1,3}(?![\d.])(?!-\d)"), "<IP address>"),
     (re.compile(r"(?<![\w:])(?:[0-9a-f]{1,4}:){4,7}[0-9a-f]{1,4}(?![\w:])", re.IGNORECASE), "<IP address>"),
+    # The same with its zeros left out; a digit tells it from a name of C++'s.
+    (
+        re.compile(r"(?<![\w:])(?=[0-9a-f:]*\d)(?:[0-9a-f]{1,4}:){1,7}(?::[0-9a-f]{1,4}){1,7}(?![\w:])", re.IGNORECASE),
+        "<IP address>",
+    ),
     (re.compile(r"(?i)\b(serial(?:[ _-]?number)?\s*[:=]\s*)\S+"), r"\1<serial number>"),
     (re.compile(r"/home/[^/\s:]+"), "/home/<user>"),
 )

@@ -20,6 +20,7 @@ NV Power Mode: 15W
 serial number: 1422823049382
 Serial: 00000000a1b2c3d4
 eth0 link/ether 48:b0:2d:dc:cc:a5 brd ff:ff:ff:ff:ff:ff inet 192.168.1.20/24 inet6 fe80:0:0:0:4ab0:2dff:fedc:cca5
+inet6 fe80::4ab0:2dff:fedc:cca5%eth0 inet6 2001:db8::7/64
 UUID=0fc63daf-8483-4772-8e79-3d69d8477de4 marie@example.org /home/marie/models/trtexec
 marie@orin-kitchen:~$ hostname orin-kitchen.local
 """
@@ -27,13 +28,25 @@ marie@orin-kitchen:~$ hostname orin-kitchen.local
 
 def test_what_names_somebody_is_taken_out() -> None:
     text = facts.scrubbed(SECRET, ("orin-kitchen.local", "orin-kitchen", "/home/marie", "marie"))
-    for word in ("1422823049382", "a1b2c3d4", "48:b0", "192.168", "4ab0", "8483", "marie", "kitchen", "example.org"):
+    for word in (
+        "1422823049382",
+        "a1b2c3d4",
+        "48:b0",
+        "192.168",
+        "4ab0",
+        "db8",
+        "8483",
+        "marie",
+        "kitchen",
+        "example.org",
+    ):
         assert word not in text, word
     assert text.startswith("NV Power Mode: 15W\n")
 
 
 def test_what_is_known_of_a_board_stays() -> None:
-    known = "RAM 2982/7620MB cpu@49.5C gpu@50.5C tj@51.25C VDD_IN 4946mW/4710mW GR3D_FREQ 0%@[624]\nR36 REVISION: 4.3"
+    known = "RAM 2982/7620MB cpu@49.5C gpu@50.5C tj@51.25C VDD_IN 4946mW/4710mW GR3D_FREQ 0%@[624]"
+    known += " nvinfer1::face::add\nR36 REVISION: 4.3"
     assert facts.scrubbed(known) == known
     assert facts.scrubbed("libnvinfer10 10.3.0.30-1+cuda12.5", versions=True) == "libnvinfer10 10.3.0.30-1+cuda12.5"
 
