@@ -389,3 +389,35 @@ def test_what_a_command_said_is_logged(server: Server, caplog: pytest.LogCapture
         transport.run(["sh", "-c", "echo one; echo two >&2; exit 3"], timeout_s=30)
     assert "ended with 3, and said: one" in caplog.text
     assert "two" in caplog.text
+
+
+def test_one_of_many_that_meet_a_stale_lock_takes_it(tmp_path: Path) -> None:
+    lock = tmp_path / "edgecompile.lock"
+    lock.mkdir()
+    for name, text in (("token", "old"), ("pid", "999999"), ("boot", "another"), ("folder", "none"), ("born", "1")):
+        (lock / name).write_text(f"{text}\n")
+    children: list[subprocess.Popen[bytes]] = []
+    words: list[bytes] = []
+
+    def contend(number: int) -> None:
+        for turn in range(4):
+            question = remote.call(remote.KEEP, f"{number}-{turn}", 5)
+            command = ["sh", "-c", f"TMPDIR={tmp_path} {question.command}"]
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            children.append(child)
+            assert child.stdout is not None
+            child.stdout.readline()
+            words.append(child.stdout.readline().split()[0])
+            if words[-1] == b"taken":
+                return
+
+    threads = [threading.Thread(target=contend, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for child in children:
+        child.kill()
+        child.communicate()
+    assert words.count(b"taken") == 1
+    assert not (tmp_path / "edgecompile.lock.breaking").exists()

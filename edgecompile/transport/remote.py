@@ -53,17 +53,20 @@ stale() {
 if [ "$(field token)" != "$token" ]; then
   if ! said=$(mkdir "$lock" 2>&1); then
     [ -d "$lock" ] || { answer unwritable "$root" "$said"; exit; }
-    old=$(field token)
     stale || { answer busy "$lock" "$(field since)"; exit; }
-    if mv "$lock" "$lock.$token" 2>/dev/null; then
-      if [ "$(cat "$lock.$token/token" 2>/dev/null)" = "$old" ]; then
-        left=$(cat "$lock.$token/folder" 2>/dev/null)
-        # Root could clean what anybody on the machine wrote there.
-        own_folder "$left" && { [ "$(id -u)" != 0 ] || [ -O "$left" ]; } && clean "$left"
-        rm -rf "$lock.$token"
-      else mv "$lock.$token" "$lock"; fi
+    # One at a time, and after another look: who takes a lock away must not meet one that somebody has just taken.
+    # (Where the disk is full, what was left is removed all the same.)
+    if mkdir "$lock.breaking" 2>/dev/null || [ ! -d "$lock.breaking" ]; then
+      stale && mv "$lock" "$lock.$token" 2>/dev/null
+      rmdir "$lock.breaking" 2>/dev/null
+      left=$(cat "$lock.$token/folder" 2>/dev/null)
+      # Root could clean what anybody on the machine wrote there.
+      own_folder "$left" && { [ "$(id -u)" != 0 ] || [ -O "$left" ]; } && clean "$left"
+      rm -rf "$lock.$token"
       answer again; exit
     fi
+    # Its maker was killed within these two lines.
+    [ -n "$(find "$lock.breaking" -prune -mmin +1 2>/dev/null)" ] && rmdir "$lock.breaking" 2>/dev/null
     answer busy "$lock" "$(field since)"; exit
   fi
   chmod 755 "$lock"
