@@ -435,7 +435,7 @@ def test_the_syntax_is_that_of_python_3_7(path: Path) -> None:
 
 
 def test_only_the_standard_library_numpy_and_runtimes_are_imported() -> None:
-    allowed: set[RuntimeName | str] = {*sys.stdlib_module_names, "numpy", "onnxruntime"}
+    allowed: set[RuntimeName | str] = {*sys.stdlib_module_names, "numpy", "onnxruntime", "tensorrt"}
     for path in content.builtin_root("targets").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
