@@ -148,7 +148,7 @@ def _accuracy(baseline: bundle.Manifest, now: bundle.Manifest, allowed: Toleranc
         quantity="accuracy",
         baseline=_figure(before),
         now=_figure(after),
-        change=f"{round(after.value - before.value, 2) + 0.0:+.2f} {'dB' if before.metric == 'SQNR' else 'points'}",
+        change=f"{round(-lost, 2) + 0.0:+.2f} {'dB' if before.metric == 'SQNR' else 'points'}",
         worse=worse,
     )
 

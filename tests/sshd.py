@@ -8,6 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -108,6 +109,20 @@ def serve(root: Path, *, environment: dict[str, str] | None = None, options: tup
     finally:
         child.terminate()
         child.wait()
+
+
+@contextlib.contextmanager
+def serve_known(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A host whose key this user's files know, and which has the runtimes of this environment."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with serve(folder / "sshd", environment={"PATH": path}) as server:
+        ssh = folder / "home" / ".ssh"
+        ssh.mkdir(parents=True)
+        shutil.copy(server.identity, ssh / "id_ed25519")
+        shutil.copy(server.known_hosts, ssh / "known_hosts")
+        monkeypatch.setenv("HOME", str(folder / "home"))
+        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+        yield server
 
 
 def _prepare(root: Path) -> Server:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import stat
 import sys
 from collections import Counter
@@ -29,7 +28,7 @@ from edgecompile.store import Store
 from edgecompile.tables import OperatorKey, files, keys_of, timing
 from edgecompile.transport.local import LocalTransport
 from tests.net import Project
-from tests.sshd import serve
+from tests.sshd import serve_known
 from tests.test_cli import edgecompile
 
 TILE = 8
@@ -366,14 +365,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_device_is_learned_over_ssh(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with serve(tmp_path / "sshd", environment={"PATH": path}) as server:
-        ssh = tmp_path / "home" / ".ssh"
-        ssh.mkdir(parents=True)
-        shutil.copy(server.identity, ssh / "id_ed25519")
-        shutil.copy(server.known_hosts, ssh / "known_hosts")
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with serve_known(tmp_path, monkeypatch) as server:
         request = learn.LearnRequest(
             on=f"ssh://{server.user}@127.0.0.1:{server.port}", out=tmp_path / "board.toml", runtimes=("onnxruntime",),
             precisions=("fp32",), time_limit_s=30.0,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 
 from edgecompile import bundle
 from tests.net import Project, make_project
-from tests.sshd import Server, serve
+from tests.sshd import Server, serve_known
 from tests.test_cli import QUICK, edgecompile
 
 
@@ -25,14 +23,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 @pytest.fixture
 def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A host whose key this user's files know, and which has the runtimes of this environment."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with serve(tmp_path / "sshd", environment={"PATH": path}) as server:
-        ssh = tmp_path / "home" / ".ssh"
-        ssh.mkdir(parents=True)
-        shutil.copy(server.identity, ssh / "id_ed25519")
-        shutil.copy(server.known_hosts, ssh / "known_hosts")
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with serve_known(tmp_path, monkeypatch) as server:
         yield server
         assert server.left() == []
 

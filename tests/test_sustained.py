@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +22,7 @@ from edgecompile.transport import open_transport
 from edgecompile.transport.local import LocalTransport
 from edgecompile.types import Artifact, Environment, Ratio
 from tests.lowering import Net
-from tests.sshd import serve
+from tests.sshd import serve_known
 from tests.test_cli import edgecompile
 from tests.test_probes import Board, unpack
 
@@ -157,14 +156,7 @@ def test_what_cannot_be_is_refused_at_once(arguments: tuple[str, ...], word: str
 def test_over_ssh_the_probes_travel_with_the_runner(
     tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    with serve(tmp_path / "sshd", environment={"PATH": path}) as server:
-        ssh = tmp_path / "home" / ".ssh"
-        ssh.mkdir(parents=True)
-        shutil.copy(server.identity, ssh / "id_ed25519")
-        shutil.copy(server.known_hosts, ssh / "known_hosts")
-        monkeypatch.setenv("HOME", str(tmp_path / "home"))
-        monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    with serve_known(tmp_path, monkeypatch) as server:
         with open_transport(server.where) as transport:
             found = bench.sustained(tiny, transport, bench.BenchOptions(), 0.5)
         assert server.left() == []
