@@ -3,8 +3,9 @@
 Unsigned activations are what ONNX Runtime's kernels are fast with on x86 (``vpmaddubsw`` takes u8 x s8). Without VNNI
 that instruction adds pairs in 16 bits and can saturate: ``Plan.reduce_range`` keeps weights in 7 bits where it hurts.
 
-The float file is the prepared graph itself: ONNX Runtime's own optimizations fit the machine they run on (its blocked
-layouts do), so they are left to the device, where they take milliseconds when the file is loaded.
+The float file is the prepared graph: ONNX Runtime's own optimizations fit the machine they run on (its blocked
+layouts do), so they are left to the device, where they take milliseconds when the file is loaded. Only what these do
+not recognize, or what has slow kernels, is written as something else that means the same (`ort_patterns`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecompile.errors import EdgecompileError, InputError, UnsupportedModelError
-from edgecompile.lower import base
+from edgecompile.lower import base, ort_patterns
 from edgecompile.types import Arrays, Artifact, Model, Plan, Port, Precision, RuntimeName
 
 if TYPE_CHECKING:
@@ -59,7 +60,9 @@ class OnnxRuntime:
         _refuse_fp16(plan.precision)
         if plan.io_dtype != "float32":
             raise InputError("ONNX Runtime files keep float inputs and outputs", remedy="leave --io-dtype at float32")
-        data = base.load_onnx(model).SerializeToString(deterministic=True)
+        proto = base.load_onnx(model)
+        ort_patterns.arrange(proto, plan.precision)
+        data = proto.SerializeToString(deterministic=True)
         base.open_onnx_session(data, model.name)
         notes: tuple[str, ...] = ()
         if plan.precision == "int8":
