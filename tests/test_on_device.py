@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from edgecompile import bundle
+from edgecompile import api, bench, bundle
+from edgecompile.transport import identity
+from edgecompile.types import BuildRequest
 from tests.net import Project, make_project
 from tests.sshd import Server, serve_known
 from tests.test_cli import QUICK, edgecompile
@@ -63,6 +65,42 @@ def test_a_build_measures_where_it_is_told(project: Project, tmp_path: Path, dev
     assert manifest.device_accuracy.value > 50
     assert manifest.verdict.status == "met"
     assert manifest.measurement.provenance == "measured"
+
+
+def test_another_board_at_the_same_address_is_measured_anew(
+    project: Project, tmp_path: Path, device: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The work folder holds the first one's figures, which are not the second's."""
+    boards = ["one"]
+    monkeypatch.setattr(identity, "of", lambda _: boards[-1])
+    measured: list[int] = []
+    measure = bench.measure
+    monkeypatch.setattr(bench, "measure", lambda *rest: (measured.append(1), measure(*rest))[1])
+    request = BuildRequest(
+        model=str(project.model), target="pi4", on=f"ssh://{device.user}@127.0.0.1:{device.port}", budget_ms=1000,
+        runtimes=("tflite",), precisions=("fp32",), out=tmp_path / "out", force=True, warmup_s=0.0, min_runs=5,
+        min_seconds=0.0,
+    )  # fmt: skip
+    api.build(request)
+    api.build(request)
+    assert len(measured) == 1
+    boards.append("another")
+    api.build(request)
+    assert len(measured) == 2
+
+
+def test_what_is_measured_is_what_was_built(project: Project, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = edgecompile(
+        "build", project.model, "--target", "x86", "--budget-ms", "1000", *QUICK, "--runtime", "tflite", "--precision",
+        "fp32", "--out", out,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    file = bundle.read(out).file("model")
+    file.write_bytes(file.read_bytes() + b"x")
+    done = edgecompile("bench", out, *QUICK)
+    assert done.code == 3
+    assert f"{file.name} has another SHA-256" in " ".join(done.err.split())
 
 
 def test_accuracy_on_a_device_needs_one(project: Project, tmp_path: Path) -> None:

@@ -147,15 +147,6 @@ def test_times_that_builds_share_can_be_cleaned(tmp_path: Path) -> None:
     assert store.clean_times() == 0
 
 
-def test_another_machine_is_known_by_its_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
-    with LocalTransport() as there:
-        about = timing._about(there)
-        assert len(about) == 64
-        assert timing._about(there) == about
-        monkeypatch.setattr(timing, "_ABOUT", timing._ABOUT + 'print("another version")')
-        assert timing._about(there) not in ("", about)
-
-
 def test_what_cannot_be_a_file_is_estimated_by_its_bytes(tmp_path: Path) -> None:
     def foreign(*shape: int) -> OperatorKey:
         return OperatorKey(op_type="NoSuchOperator", in_shape=shape, out_shape=shape)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -27,7 +26,7 @@ from edgecompile import model as models
 from edgecompile.errors import EdgecompileError, InputError
 from edgecompile.progress import Progress
 from edgecompile.store import Store, register
-from edgecompile.transport import Transport, lab, open_transport
+from edgecompile.transport import Transport, identity, lab, open_transport
 from edgecompile.types import (
     Arrays,
     Budget,
@@ -37,9 +36,9 @@ from edgecompile.types import (
     Plan,
     TensorSpec,
     digest,
+    file_sha256,
 )
 
-_THIS_RUN = secrets.token_hex(8)
 #: For what depends on a plan's steps alone, whichever runtime it is for.
 ANY = Plan(runtime="tflite", precision="fp32")
 
@@ -56,6 +55,8 @@ class Job:
     budget: Budget
     store: Store
     progress: Progress
+    #: What the device is known by: `_device_id`.
+    device: str
     board: engines.Board | None = None
 
     @property
@@ -81,10 +82,9 @@ class Job:
     @property
     def machine(self) -> str:
         """What measurements of the device are known by."""
-        found = machine_id() if self.request.on in (None, "local") else digest(self.request.on)
-        if self.request.on == "adb:":  # whichever phone is connected: tomorrow it may be another
-            found = digest(found, _THIS_RUN)
-        return found if self.board is None else digest(found, self.board.key, self.request.power_mode)
+        if self.board is None:
+            return self.device
+        return digest(self.device, self.board.key, self.request.power_mode)
 
     def transport(self) -> Transport:
         """The way to the device."""
@@ -117,7 +117,10 @@ def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
         request = replace(request, runtimes=("tflite",))  # what it runs
     profile = profiles.load(request.target, content_dir=request.content_dir)
     _check_emulation(request, profile, progress)
-    board = _board(request, profile, progress)
+    with ExitStack() as stack:
+        reach = _reaching(request, stack, progress)
+        board = _board(request, profile, reach, progress)
+        device = _device_id(request, reach)
     with progress.stage("Load the model"):
         model = models.load(
             request.model,
@@ -141,6 +144,7 @@ def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
         budget=_budget(request, profile),
         store=store,
         progress=progress,
+        device=device,
         board=board,
     )
 
@@ -149,7 +153,39 @@ def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
 _LITTLE_MEMORY_BYTES = 1 << 30
 
 
-def _board(request: BuildRequest, profile: profiles.DeviceProfile, progress: Progress) -> engines.Board | None:
+def _reaching(request: BuildRequest, stack: ExitStack, progress: Progress) -> Callable[[], Transport]:
+    """The way to the device, entered when it is first needed; once, for all that is asked of it at the start."""
+    opened: list[Transport] = []
+
+    def reach() -> Transport:
+        if not opened:
+            stack.enter_context(progress.stage("Ask the device what it is"))
+            opened.append(stack.enter_context(open_transport(request.on or "local", waiting=progress.note)))
+        return opened[0]
+
+    return reach
+
+
+def _device_id(request: BuildRequest, reach: Callable[[], Transport]) -> str:
+    """What keys measurements to the device: neither its address nor the program's path, since both may be others' soon.
+
+    An emulated board is never measured; which one it is, its name says.
+    """
+    if request.on in (None, "local"):
+        found = machine_id()
+    elif lab.core_of(request.on) is not None:
+        found = digest(request.on)
+    else:
+        found = digest(request.on, identity.of(reach()))
+    program = request.benchmark_model
+    if program is None:
+        return found
+    return digest(found, file_sha256(Path(program)) if Path(program).is_file() else program)
+
+
+def _board(
+    request: BuildRequest, profile: profiles.DeviceProfile, reach: Callable[[], Transport], progress: Progress
+) -> engines.Board | None:
     """The board that builds and runs engines, where the build has one; asked first, since all the rest takes long."""
     has_tensorrt = profile.runtime("tensorrt") is not None and request.runtimes in ((), ("tensorrt",))
     if not has_tensorrt or (request.on is None and not profile.matches_this_machine()):
@@ -158,11 +194,7 @@ def _board(request: BuildRequest, profile: profiles.DeviceProfile, progress: Pro
                 "--power-mode is for a Jetson that is measured", remedy="give --target jetson and --on ssh://user@host"
             )
         return None
-    with (
-        progress.stage("Ask the board what it is"),
-        open_transport(request.on or "local", waiting=progress.note) as transport,
-    ):
-        board = engines.require(transport)
+    board = engines.require(reach())
     progress.note(f"{board.name}: TensorRT {board.version}, {board.gpu}")
     free = board.memory_available_bytes
     if free is not None and free < _LITTLE_MEMORY_BYTES:

@@ -19,7 +19,7 @@ from edgecompile.progress import Progress, Silent
 from edgecompile.store import TIMES, Store, write_atomically
 from edgecompile.tables import files
 from edgecompile.tables.key import OperatorKey
-from edgecompile.transport import Transport, lab
+from edgecompile.transport import Transport, identity, lab
 from edgecompile.transport.local import LocalTransport
 from edgecompile.types import Precision, RuntimeName, decode, digest, encode
 
@@ -167,7 +167,7 @@ def measure_alone(
         seed=seed,
         options=options or MeasureOptions(),
         fingerprint=fingerprint,
-        version=_version(runtime) if transport is None or transport.is_this_machine else _about(transport),
+        version=_version(runtime) if transport is None or transport.is_this_machine else identity.of(transport),
     )
     store = cache if isinstance(cache, Store) else Store(cache)
     distinct = list(dict.fromkeys(keys))
@@ -202,29 +202,6 @@ def _keep(store: Store, key: str, timed: Timed) -> Timed:
 
 def _place(store: Store, key: str) -> Path:
     return store.root / TIMES / f"{key[:32]}.json"
-
-
-#: Says what a machine is, and which versions of the runtimes it has; Python 3.7 has no ``importlib.metadata``.
-_ABOUT = """
-import platform
-print(platform.node(), platform.machine())
-try:
-    print(open("/etc/machine-id").read())
-    from importlib import metadata
-except (OSError, ImportError):
-    metadata = None
-for name in ("ai-edge-litert", "tflite-runtime", "tensorflow", "onnxruntime"):
-    try:
-        print(name, metadata.version(name))
-    except Exception:
-        pass
-"""
-
-
-def _about(transport: Transport) -> str:
-    """What a machine that is not this one is known by: a new version of a runtime there makes other times."""
-    done = transport.run([transport.python, "-c", _ABOUT], timeout_s=60.0)
-    return digest(done.out) if done.code == 0 else ""
 
 
 def _version(runtime: RuntimeName) -> str:
