@@ -196,7 +196,9 @@ class Learned:
     ``tile`` is the step that they show; ``cold_us`` is what a million weights cost more from main memory than from the
     caches; ``curves`` hold elements and microseconds of operators that mostly move data;
     ``nets`` the name of each small net, its measured milliseconds, and what is predicted of it by corrections fitted
-    without it. ``points`` operators were measured; ``package`` and ``version`` are those of the runtime on the device.
+    without it. ``block`` is how many channels lie together in the layout that ONNX Runtime's convolutions want there,
+    0 where they want none of their own. ``points`` operators were measured; ``package`` and ``version`` are those of
+    the runtime on the device.
     """
 
     runtime: RuntimeName
@@ -213,6 +215,7 @@ class Learned:
     nets: tuple[tuple[str, float, float], ...]
     families: LearnedFamilies
     curves: dict[str, tuple[tuple[float, float], ...]]
+    block: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

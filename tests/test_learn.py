@@ -13,20 +13,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 
 from edgecompile import learn, profiles
+from edgecompile import model as models
 from edgecompile.errors import DeviceError, InputError
-from edgecompile.learn import features, fit, grid, measuring, nets, profile_file, session, views
+from edgecompile.learn import blocked, features, fit, grid, measuring, nets, profile_file, session, views
 from edgecompile.learn.device import Facts, Found
 from edgecompile.learn.features import Moving, Part, Weighted
 from edgecompile.learn.predict import Predictor, cold_share, on_curve, weights_of
 from edgecompile.learn.regression import nonnegative
+from edgecompile.lower import ort_patterns
 from edgecompile.profiles import Costs, DeviceProfile
 from edgecompile.progress import Silent
 from edgecompile.store import Store
 from edgecompile.tables import OperatorKey, files, keys_of, timing
+from edgecompile.tables.costs import output_shape
 from edgecompile.transport.local import LocalTransport
+from tests import zoo
 from tests.net import Project
 from tests.sshd import serve_known
 from tests.test_cli import edgecompile
@@ -126,6 +132,71 @@ def test_the_small_nets_are_whole_graphs_that_the_table_can_read() -> None:
         keys = [key for _, key in keys_of(nets.build(name))]
         assert keys
         assert all(part for key in keys for part in features.parts(key))
+
+
+@pytest.fixture(scope="module")
+def blocks(tmp_path_factory: pytest.TempPathFactory) -> int:
+    """The channels in a block on this machine."""
+    graph = optimized(files.onnx_model(grid._conv(32, 4, 8, kernel=(3, 3))), tmp_path_factory.mktemp("blocks"))
+    made = next((node for node in graph.node if node.domain == "com.microsoft.nchwc" and node.op_type == "Conv"), None)
+    if made is None:
+        pytest.skip("ONNX Runtime's convolutions want no blocks of channels on this machine")
+    weights = next(tensor for tensor in graph.initializer if tensor.name == made.input[1])
+    return int(weights.dims[0])
+
+
+def optimized(model: onnx.ModelProto, folder: Path) -> onnx.GraphProto:
+    """The graph that ONNX Runtime runs."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 4
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return onnx.load(options.optimized_model_filepath).graph
+
+
+@pytest.mark.parametrize("name", nets.NAMES)
+def test_layouts_are_changed_where_onnx_runtime_changes_them(name: str, blocks: int, tmp_path: Path) -> None:
+    model = nets.build(name)
+    found = blocked.layouts(model, blocks)
+    nodes = [node for node in optimized(model, tmp_path).node if node.domain == "com.microsoft.nchwc"]
+    there = Counter(node.op_type for node in nodes)
+    assert (len(found.into), len(found.out_of)) == (there["ReorderInput"], there["ReorderOutput"])
+    assert len(found.resized) == there["Upsample"]
+    assert len(found.added) == sum(node.op_type == "Conv" and len(node.input) == 4 for node in nodes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_layouts_of_published_nets_are_those_of_onnx_runtime(name: str, blocks: int, tmp_path: Path) -> None:
+    source = zoo.export_onnx(zoo.build(name), zoo.input_shapes(name), tmp_path / "exported.onnx")
+    prepared = onnx.load(str(models.load(str(source), tmp_path / "model").path))
+    ort_patterns.arrange(prepared, "fp32")
+    found = blocked.layouts(prepared, blocks)
+    nodes = [node for node in optimized(prepared, tmp_path).node if node.domain == "com.microsoft.nchwc"]
+    there = Counter(node.op_type for node in nodes)
+    assert (len(found.into), len(found.out_of)) == (there["ReorderInput"], there["ReorderOutput"])
+
+
+def test_what_only_onnx_runtime_does_is_measured_there_alone(tmp_path: Path) -> None:
+    keys = [key for key in grid.points(float_onnxruntime=True) if key not in set(grid.points())]
+    assert {key.op_type for key in keys} == {"ReorderInput", "ReorderOutput", "BlockedUpsample", "Conv"}
+    assert {replace(key, activation="Relu") for key in grid.clamped()} <= set(grid.points(float_onnxruntime=True))
+    alien = [files.onnx_model(key) for key in keys if key.op_type != "Conv"]
+    made = files.lowered(alien[:2], runtime="tflite", precision="fp32", workdir=tmp_path)
+    assert made == [None, None]
+
+
+def test_what_a_clip_costs_more_than_a_relu_is_a_rate(measured: fit.Measured) -> None:
+    known = dict(measured.operators)
+    for key in grid.clamped():
+        known[replace(key, activation="Relu")] = 0.1
+        known[key] = 0.1 + 4e-8 * math.prod(output_shape(key))
+    table = fit.learn(replace(measured, operators=known))
+    assert on_curve(table.curves[features.CLAMP], 1e6) == pytest.approx(40.0, rel=0.01)
+    parts = views.of_table(nets.build("inverted"), replace(table, runtime="onnxruntime"))
+    assert sum(isinstance(part, Moving) and part.kind == features.CLAMP for part in parts) == 22
+    bare = {key: 0.1 for key in known if key in set(grid.clamped()) or known[key] == 0.1}
+    assert features.CLAMP not in fit.learn(replace(measured, operators={**known, **bare})).curves
 
 
 def test_an_activation_that_no_kernel_computes_along_is_a_part_of_its_own() -> None:
@@ -357,7 +428,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A grid and nets that are measured in seconds."""
     monkeypatch.setenv("EDGECOMPILE_CACHE", str(tmp_path / "cache"))
     keys = [key for key in grid.points() if math.prod(key.in_shape) < 30_000]
-    monkeypatch.setattr(grid, "points", lambda seed=0: (*grid.staircase()[:4], *keys[:44]))
+    monkeypatch.setattr(grid, "points", lambda seed=0, **_: (*grid.staircase()[:4], *keys[:44]))
     monkeypatch.setattr(fit, "FEWEST_POINTS", 30)
     monkeypatch.setattr(fit, "_FEWEST_OF_FAMILY", 4)
     monkeypatch.setattr(nets, "NAMES", ("plain", "narrow", "separable", "fire", "heads", "rows"))

@@ -42,7 +42,7 @@ def latency(
         return None
     model = onnx.load(str(onnx_path))
     return estimate.measurement(
-        Predictor(table).net_ms(views.view(model, runtime), views.input_elements(model)),
+        Predictor(table).net_ms(views.of_table(model, table), views.input_elements(model)),
         profile,
         table.fit,
         runtime=runtime,

@@ -16,6 +16,12 @@ FAMILIES: tuple[Family, ...] = get_args(Family)
 #: What a point of a family is written as: its numbers, and then its microseconds.
 COLUMNS = ("rows", "depth", "columns", "window", "stride", "groups", "dilation", "side")
 
+#: What a convolution's Clip costs where the runtime does not make it within the convolution's own loop.
+CLAMP = "Clip fused"
+#: Maps of so many elements a channel put their channels on the same lines of a cache, one behind the other.
+_PAGE = 1024
+_WHOLE_BLOCK = 16
+_SHORT = 64
 _FUSED = frozenset({"", "Relu", "Clip"})
 _POOLS = frozenset({"MaxPool", "AveragePool", "LpPool"})
 _REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "GlobalAveragePool", "GlobalMaxPool"})
@@ -136,6 +142,12 @@ def _moving(key: OperatorKey) -> Moving:
         kind = f"{plain} {_operand(key)}"
     elif plain == "Transpose":
         kind = f"Transpose {_order(key)}"
+    elif plain in ("ReorderInput", "ReorderOutput"):
+        kind = _reorder(key)
+    elif plain == "Softmax":
+        kind = softmax_kind(key.in_shape)
+    elif plain == "BlockedUpsample":
+        kind = f"{plain} {_attribute(key, 'mode', 'nearest')}"
     elif plain == "Resize":
         plain = kind = f"Resize {_attribute(key, 'mode', 'nearest')}"
     elif plain == "Concat":
@@ -145,6 +157,18 @@ def _moving(key: OperatorKey) -> Moving:
         elements = 2.0 * math.prod(key.in_shape)
     plain = _LIKE.get(plain, plain)
     return Moving(kind=kind if key.op_type not in _LIKE else plain, plain=plain, elements=max(elements, 1.0))
+
+
+def _reorder(key: OperatorKey) -> str:
+    """Reading channels that are no whole blocks is slow, as is writing channels that are a page apart."""
+    if key.op_type == "ReorderInput":
+        return f"{key.op_type} part" if key.in_shape[1] % _WHOLE_BLOCK else key.op_type
+    return f"{key.op_type} page" if math.prod(key.in_shape[2:]) % _PAGE == 0 else key.op_type
+
+
+def softmax_kind(shape: Sequence[int]) -> str:
+    """Short rows cost more an element."""
+    return "Softmax short" if shape[-1] <= _SHORT else "Softmax"
 
 
 def _operand(key: OperatorKey) -> str:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgecompile.errors import InputError
 from edgecompile.learn import features, grid, nets, views
-from edgecompile.learn.features import FAMILIES, Family, Moving, Part, Weighted
+from edgecompile.learn.features import CLAMP, FAMILIES, Family, Moving, Part, Weighted
 from edgecompile.learn.predict import Predictor, group_of
 from edgecompile.learn.regression import Array, learn_scales, nonnegative, relative
 from edgecompile.profiles import Corrections, Fit, Learned, LearnedFamilies, LearnedFamily
 from edgecompile.tables import OperatorKey
+from edgecompile.tables.costs import output_shape
 from edgecompile.types import Precision, RuntimeName
 
 #: Fewer points than this say too little of a device, fewer of a family too little of the family.
@@ -28,6 +29,8 @@ _SCALES = (3.0, 3.0, 3.0, 2.0, 1.0, 2.0, 1.0, 2.5, 2.5, 3.0)
 #: How far the corrections are believed to be from "as measured alone": the factors, us a call, us an inference, us a
 #: million elements of the input.
 _BELIEF = (0.15, 0.2, 0.4, 0.6, 0.3, 1.5, 1.0, 10.0, 300.0)
+#: A device is not the same an hour later, and nets of users are not the small ones: an interval is this wide at least.
+_LEAST_SPREAD = 0.07
 #: Student's t at 97.5 % for some degrees of freedom.
 _T = {4: 2.78, 6: 2.45, 8: 2.31, 10: 2.23, 12: 2.18, 15: 2.13, 18: 2.10, 30: 2.04}
 
@@ -51,7 +54,9 @@ def learn(measured: Measured) -> Learned:
     """The table that the measurements make. Raises `InputError` when they are too few."""
     known = {key: 1e3 * ms for key, ms in measured.operators.items() if ms is not None}
     _refuse_too_few(measured, len(known))
-    parts = [(part, us) for key, us in known.items() if (part := views.alone(key, measured.runtime)) is not None]
+    clamped = set(grid.clamped())
+    plain = {key: us for key, us in known.items() if key not in clamped}
+    parts = [(part, us) for key, us in plain.items() if (part := views.alone(key, measured.runtime)) is not None]
     steps = tuple((float(key.out_channels), known[key]) for key in grid.staircase() if key in known)
     tile = tile_of(steps)
     alone = Learned(
@@ -62,13 +67,14 @@ def learn(measured: Measured) -> Learned:
         version=measured.version,
         points=len(known),
         tile=tile,
+        block=block_of(known, tile),
         cold_us=_rounded(cold_us(known, measured.cold)),
         staircase=tuple((channels, _rounded(us)) for channels, us in steps),
         corrections=Corrections(),
         fit=Fit(rows=0, runtime=measured.package, interval_factor=2.0, extrapolated=True, basis=""),
         nets=(),
         families=LearnedFamilies(**_families(parts, tile)),
-        curves=_curves(parts),
+        curves=_curves([*parts, *_clamps(known)]),
     )
     return _corrected(alone, measured.nets)
 
@@ -115,6 +121,16 @@ def tile_of(steps: Sequence[tuple[float, float]]) -> int:
     return min(tile for tile, error in errors.items() if error <= 1.1 * best + 0.003)
 
 
+def block_of(known: Iterable[OperatorKey], tile: int) -> int:
+    """The channels in a block of the runtime's own layout; 0 where it could not change a layout, having none.
+
+    ONNX Runtime's blocks are what its convolutions compute at a time: 16 channels, or 8 where vectors are shorter.
+    """
+    if not any(key.op_type == "ReorderInput" for key in known):
+        return 0
+    return 16 if tile >= 16 else 8
+
+
 def cold_us(known: Mapping[OperatorKey, float], cold: Mapping[OperatorKey, float | None]) -> float:
     """Microseconds that a million weights cost more when they are in no cache."""
     pairs = [(key, ms) for key, ms in cold.items() if ms is not None and key in known]
@@ -150,6 +166,18 @@ def _family(points: Mapping[Weighted, float], tile: int) -> LearnedFamily:
             (*part.numbers, _rounded(t)) for part, t, doubt in zip(parts, us, found.doubt, strict=True) if doubt == 1.0
         ),
     )
+
+
+def _clamps(known: Mapping[OperatorKey, float]) -> list[tuple[Part, float]]:
+    """What a convolution takes longer with a Clip behind it than with a Relu: each pair is noisy, all give a rate."""
+    pairs = [(key, replace(key, activation="Relu")) for key in grid.clamped()]
+    pairs = [(key, bare) for key, bare in pairs if key in known and bare in known]
+    elements = [math.prod(output_shape(key)) for key, _ in pairs]
+    extra = sum(known[key] - known[bare] for key, bare in pairs)
+    if extra <= 0:
+        return []
+    rate = extra / sum(elements)
+    return [(Moving(kind=CLAMP, plain=CLAMP, elements=float(n)), rate * n) for n in (min(elements), max(elements))]
 
 
 def _curves(known: Sequence[tuple[Part, float]]) -> dict[str, tuple[tuple[float, float], ...]]:
@@ -224,8 +252,8 @@ def _corrected(alone: Learned, measured: Mapping[str, float]) -> Learned:
 
 
 def _columns_of_net(predictor: Predictor, name: str) -> list[float]:
-    model = nets.build(name)
-    return columns_of(predictor, views.view(model, predictor.table.runtime), views.input_elements(model))
+    model, table = nets.build(name), predictor.table
+    return columns_of(predictor, views.of_table(model, table), views.input_elements(model))
 
 
 def vector(corrections: Corrections) -> Array:
@@ -236,6 +264,6 @@ def vector(corrections: Corrections) -> Array:
 def interval_factor(ratios: Array) -> float:
     """How far an estimate may be off with 95 %, by those of nets that were left out."""
     logs = np.log(ratios)
-    spread = max(math.sqrt(float((logs**2).mean()) * len(logs) / max(1, len(logs) - 1)), 0.02)
+    spread = max(math.sqrt(float((logs**2).mean()) * len(logs) / max(1, len(logs) - 1)), _LEAST_SPREAD)
     t = next((value for count, value in sorted(_T.items(), reverse=True) if len(logs) - 1 >= count), 3.0)
     return float(math.exp(t * spread))

@@ -10,6 +10,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from edgecompile.tables import OperatorKey
 from edgecompile.tables.key import Activation, Shape
@@ -28,16 +29,21 @@ _MAPS = ((64, 7), (48, 14), (32, 28), (64, 56), (32, 112))
 _FEW_MAPS = ((48, 7), (64, 28), (32, 112))
 
 
-def points(seed: int = 0) -> tuple[OperatorKey, ...]:
-    """All points, the most useful first: the families take turns by their share of all points."""
+def points(seed: int = 0, *, float_onnxruntime: bool = False) -> tuple[OperatorKey, ...]:
+    """All points, the most useful first: the families take turns by their share of all points.
+
+    With ``float_onnxruntime`` what only ONNX Runtime does in float32 is among them.
+    """
     families = [
         _first(_pointwise(seed), 110),
         _first(_convolutions(seed), 120),
+        _first(_grouped(seed), 20),
         _first(_depthwise(seed), 64),
-        _first(_dense(seed), 26),
+        _first(_dense(seed), 32),
         _rotated(tuple(_maps())),
         tuple(_sequences()),
         tuple(_stems()),
+        *([(*reorders(), *blocked_upsamples()), tuple(_with_relu())] if float_onnxruntime else []),
     ]
     placed = [((i + 0.5) / len(family), key) for family in families for i, key in enumerate(family)]
     return tuple(dict.fromkeys([*staircase(), *heavy(), *(key for _, key in sorted(placed, key=lambda pair: pair[0]))]))
@@ -57,6 +63,59 @@ def heavy() -> tuple[OperatorKey, ...]:
         OperatorKey(op_type="Gemm", in_shape=(1, 1280), out_channels=1000),
         OperatorKey(op_type="Gemm", in_shape=(1, 2048), out_channels=1000),
     )
+
+
+def reorders() -> tuple[OperatorKey, ...]:
+    """ONNX Runtime's changes of layout into blocks of channels and out of them; others have no such operator."""
+    maps = (
+        (96, 1), (64, 7), (48, 14), (32, 28), (144, 28), (64, 56), (32, 112),  # whole blocks
+        (72, 1), (40, 14), (120, 28), (24, 56),  # parts of blocks
+        (96, 32), (48, 64), (32, 128),  # channels a page apart
+    )  # fmt: skip
+    return tuple(
+        OperatorKey(op_type=op_type, in_shape=_map(channels, side), attributes=attributes)
+        for channels, side in maps
+        for op_type, attributes in (
+            ("ReorderInput", ()), ("ReorderOutput", (("channels", str(channels)),))
+        )
+    )  # fmt: skip
+
+
+def blocked_upsamples() -> tuple[OperatorKey, ...]:
+    """Resizing of maps that are in blocks."""
+    return tuple(
+        OperatorKey(
+            op_type="BlockedUpsample",
+            in_shape=_map(channels, side),
+            out_shape=_map(channels, 2 * side),
+            attributes=(
+                ("coordinate_transformation_mode", f'"{how}"'),
+                ("mode", f'"{mode}"'),
+                ("scales", "[1, 1, 2, 2]"),
+            ),
+        )
+        for channels, side in ((48, 7), (64, 28), (16, 64))
+        for mode, how in (("nearest", "asymmetric"), ("linear", "half_pixel"))
+    )
+
+
+def clamped() -> tuple[OperatorKey, ...]:
+    """Convolutions with a Clip behind them, which are points with a Relu too: what is between the two is the Clip's."""
+    return tuple(
+        _conv(channels, out, side, kernel=(size, size), stride=stride, groups=groups, activation="Clip")
+        for channels, out, side, size, stride, groups in _CLAMPED
+    )
+
+
+def _with_relu() -> Iterator[OperatorKey]:
+    for key in clamped():
+        yield from (key, replace(key, activation="Relu"))
+
+
+_CLAMPED = (
+    (16, 64, 56, 1, 1, 1), (24, 144, 28, 1, 1, 1), (48, 288, 14, 1, 1, 1), (96, 576, 7, 1, 1, 1),
+    (3, 32, 160, 3, 2, 1), (96, 96, 56, 3, 1, 96), (144, 144, 28, 3, 2, 144),
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- operators with weights
@@ -164,6 +223,20 @@ def _convolutions(seed: int) -> Iterator[OperatorKey]:
             yield key
 
 
+def _grouped(seed: int) -> Iterator[OperatorKey]:
+    """Convolutions in groups: of few channels each, as nets have them, kernels make what they make of no others."""
+    draw = _Draw(seed + 4)
+    for _ in range(_DRAWS):
+        u = draw.next()
+        side, width = _pick(u[0], (7, 8, 14, 16, 28, 32, 56)), _pick(u[1], (4, 8, 8, 16, 16, 24, 32))
+        groups = round(2 * math.exp(u[2] * math.log(32)))
+        channels = groups * width
+        size = _pick(u[3], (3, 3, 3, 3, 1))
+        key = _conv(channels, channels, side, kernel=(size, size), stride=2 if u[4] < 0.25 else 1, groups=groups)
+        if _fits(key) and channels <= min(512.0, 2 * _widest(side)):
+            yield key
+
+
 def _stems() -> Iterator[OperatorKey]:
     """First layers: of the few channels of an image, kernels make what they make of no others."""
     for channels, out, side, size, stride in (
@@ -194,7 +267,7 @@ def _dense(seed: int) -> Iterator[OperatorKey]:
         depth, columns = (_channels(u[i], u[i + 1], 16, 2048) for i in (0, 2))
         if depth * columns > _MOST_WEIGHTS or depth * columns < 500:
             continue
-        rows = _pick(u[4], (1, 1, 16, 49, 64, 196, 256))
+        rows = _pick(u[4], (1, 1, 16, 49, 64, 196, 256, 784, 3136))
         if rows == 1:
             yield OperatorKey(op_type="Gemm", in_shape=(1, depth), out_channels=columns)
         elif rows * depth * columns <= _MOST_MACS:
@@ -249,7 +322,7 @@ def _maps() -> Iterator[tuple[OperatorKey, ...]]:
 
 def _sequences() -> Iterator[OperatorKey]:
     """Operators on rows of tokens, as transformers have them."""
-    for rows, width in ((49, 768), (196, 192), (256, 96), (784, 128)):
+    for rows, width, maps in ((49, 768, 3), (196, 192, 3), (256, 96, 3), (784, 128, 3), (3136, 96, 0)):
         shape = (1, rows, width)
         yield OperatorKey(
             op_type="ReduceMean", in_shape=shape, out_shape=(1, rows, 1),
@@ -258,9 +331,13 @@ def _sequences() -> Iterator[OperatorKey]:
         yield OperatorKey(op_type="LayerNormalization", in_shape=shape, other_shapes=((width,), (width,)),
                           constant_operands=True, attributes=(("axis", "-1"),), out_shape=shape)  # fmt: skip
         yield OperatorKey(op_type="Add", in_shape=shape, other_shapes=(shape,))
-        yield OperatorKey(op_type="Softmax", in_shape=(1, 3, rows, rows), attributes=(("axis", "-1"),))
+        # Many tokens attend within windows only.
+        scores = (1, maps, rows, rows) if maps else (1, 3 * rows // 49, 49, 49)
+        yield OperatorKey(op_type="Softmax", in_shape=scores, attributes=(("axis", "-1"),))
         yield _transpose((1, rows, max(1, width // 32), 32), (0, 2, 1, 3))
         yield _transpose(shape, (0, 2, 1))
+        if not maps:
+            yield _transpose((8, 7, 8, 7, width), (0, 2, 1, 3, 4))
     for heads, rows, depth in ((3, 49, 32), (3, 196, 64), (6, 64, 32), (4, 256, 36)):
         yield OperatorKey(op_type="MatMul", in_shape=(1, heads, rows, depth), other_shapes=((1, heads, depth, rows),),
                           out_shape=(1, heads, rows, rows))  # fmt: skip

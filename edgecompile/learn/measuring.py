@@ -45,6 +45,11 @@ class Where:
     seed: int = 0
 
     @property
+    def float_onnxruntime(self) -> bool:
+        """Whether it is measured what only ONNX Runtime does, and not with 8-bit numbers: layouts of its own."""
+        return (self.runtime, self.precision) == ("onnxruntime", "fp32")
+
+    @property
     def label(self) -> str:
         """For people."""
         return f"{self.runtime} {self.precision}, {self.threads} {'thread' if self.threads == 1 else 'threads'}"

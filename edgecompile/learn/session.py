@@ -18,7 +18,7 @@ from edgecompile.profiles import Costs, CostTable, DeviceProfile, Learned, Runti
 from edgecompile.progress import Progress
 from edgecompile.store import Store, cache_root, write_atomically
 from edgecompile.tables import OperatorKey
-from edgecompile.transport import Transport, lab, open_transport
+from edgecompile.transport import Transport, identity, lab, open_transport
 from edgecompile.types import PRECISIONS, Precision, RuntimeName, digest
 
 #: The runtimes that can be learned, and what is worth learning of them.
@@ -85,7 +85,7 @@ def learn(request: LearnRequest, progress: Progress) -> LearnResult:
         _refuse_taken(path, request.force)
         refuse_unusable(facts, request)
         runtimes = device.usable(facts, request.runtimes, transport)
-        store = _store(facts, request)
+        store = _store(facts, request, transport)
         with store.locked():
             tables = _tables(runtimes, facts, request, transport, store, progress, start + request.time_limit_s)
     profile = profile_of(facts, [table.learned for table in tables], costs_of(tables))
@@ -120,9 +120,9 @@ def refuse_unusable(facts: Facts, request: LearnRequest) -> None:
         )
 
 
-def _store(facts: Facts, request: LearnRequest) -> Store:
-    """Where the device's measurements are kept: another device, or another address, is another place."""
-    where = platform.node() if request.on == "local" else request.on
+def _store(facts: Facts, request: LearnRequest, transport: Transport) -> Store:
+    """Where the device's measurements are kept: another device, also at the same address, is another place."""
+    where = platform.node() if request.on == "local" else digest(request.on, identity.of(transport))
     store = Store(cache_root() / "learn" / digest(where, facts.device, facts.machine, facts.core)[:16])
     if request.fresh:
         shutil.rmtree(store.root, ignore_errors=True)
@@ -161,7 +161,10 @@ def _tables(
 def _table(where: measuring.Where, progress: Progress, seconds: float) -> LearnedTable:
     start = time.monotonic()
     points = measuring.operators(
-        grid.points(where.seed), where, progress, until=start + (1 - _NETS_SHARE) * max(0.0, seconds)
+        grid.points(where.seed, float_onnxruntime=where.float_onnxruntime),
+        where,
+        progress,
+        until=start + (1 - _NETS_SHARE) * max(0.0, seconds),
     )
     known = sum(ms is not None for ms in points.values())
     if known < fit.FEWEST_POINTS:  # no time is spent on nets that nothing can be tested with

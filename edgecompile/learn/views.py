@@ -1,28 +1,27 @@
 """What a runtime makes of a graph: the operators that it executes, as parts of a learned table.
 
 LiteRT executes what our own lowering leaves after all its passes: affine operators folded into weights, activations
-fused, transposes that only change how a tensor is read gone. ONNX Runtime executes its own optimized graph, of which
-the fusions that change what is read and written are followed here.
+fused, transposes that only change how a tensor is read gone. ONNX Runtime executes its own optimized graph, which
+`ort_view` follows.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgecompile.learn.features import Family, Moving, Part, Weighted, parts
+from edgecompile.learn import ort_view
+from edgecompile.learn.features import CLAMP, Family, Moving, Part, Weighted, parts, softmax_kind
 from edgecompile.lower import direct
 from edgecompile.lower.direct import ir, layouts
-from edgecompile.tables import OperatorKey, files, keys_of
-from edgecompile.types import RuntimeName
+from edgecompile.profiles import Learned
+from edgecompile.tables import OperatorKey, files
+from edgecompile.types import Precision, RuntimeName
 
 if TYPE_CHECKING:
     import onnx
 
-#: An addition that ONNX Runtime makes along with the convolution before it reads one tensor, and writes none anew.
-_FUSED_ADD = 1 / 3
 _NAMES = {
     "LOGISTIC": "Sigmoid", "HARD_SWISH": "HardSwish", "RELU": "Relu", "RELU6": "Clip", "RELU_N1_TO_1": "Clip",
     "RELU_0_TO_1": "Clip", "TANH": "Tanh", "EXP": "Exp", "SQRT": "Sqrt", "RSQRT": "Sqrt", "SQUARE": "Relu",
@@ -32,13 +31,26 @@ _NAMES = {
 }  # fmt: skip
 
 
-def view(model: onnx.ModelProto, runtime: RuntimeName) -> tuple[Part, ...]:
-    """The parts of a prepared graph in one runtime, in its order."""
+def of_table(model: onnx.ModelProto, table: Learned) -> tuple[Part, ...]:
+    """The parts of a prepared graph as a learned table knows them."""
+    return view(model, table.runtime, table.precision, block=table.block, clamps=CLAMP in table.curves)
+
+
+def view(
+    model: onnx.ModelProto,
+    runtime: RuntimeName,
+    precision: Precision = "fp32",
+    *,
+    block: int = 0,
+    clamps: bool = False,
+) -> tuple[Part, ...]:
+    """The parts of a prepared graph in one runtime; ``block`` as in `edgecompile.profiles.Learned`, ``clamps`` as in
+    `ort_view.view`."""
     if runtime == "tflite":
         graph = direct.placed(model)
         if graph is not None:
             return tuple(part for node in graph.nodes if (part := _of_node(graph, node)) is not None)
-    return tuple(part for key, share in _fused_keys(model) for part in _shared(parts(key), share))
+    return ort_view.view(model, precision, block=block, clamps=clamps)
 
 
 def alone(key: OperatorKey, runtime: RuntimeName) -> Part | None:
@@ -158,6 +170,8 @@ def _moving(op: ir.Op, ins: Sequence[ir.Value], out: ir.Value, moved: float) -> 
         return f"Concat {min(4, len(ins))}", "Concat", moved
     elif isinstance(op, ir.Resize):
         return f"Resize {_NAMES[op.kind]}", f"Resize {_NAMES[op.kind]}", moved
+    elif name == "Softmax":
+        return softmax_kind(ins[0].shape), name, moved
     name = {"Split": "Slice", "Gather": "Slice", "PRelu": "LeakyRelu", "SpaceToDepth": "DepthToSpace"}.get(name, name)
     return name, name, moved
 
@@ -173,61 +187,3 @@ def _axes(op: ir.Reduce, value: ir.Value) -> str:
     if value.rank == 4 and axes == {2, 3}:
         return "maps"
     return "rows" if axes == {value.layout[-1]} else "columns"
-
-
-# --------------------------------------------------------------------------------------------------- ONNX Runtime
-
-
-def _shared(found: Sequence[Part], share: float) -> list[Part]:
-    """Parts that move only a share of their elements."""
-    if share == 1.0:
-        return list(found)
-    return [
-        Moving(kind=part.kind, plain=part.plain, elements=max(1.0, share * part.elements))
-        for part in found
-        if isinstance(part, Moving)
-    ]
-
-
-def _fused_keys(model: onnx.ModelProto) -> list[tuple[OperatorKey, float]]:
-    """The operators with the share of its elements that each moves: less than all where it is fused."""
-    gelus = _gelus(model)
-    inside = {name for names in gelus.values() for name in names}
-    added = _added_to_convolutions(model)
-    found = []
-    for name, key in keys_of(model):
-        if name in gelus:
-            found.append((OperatorKey(op_type="Gelu", in_shape=key.in_shape, out_shape=key.in_shape), 1.0))
-        elif name not in inside:
-            found.append((key, _FUSED_ADD if name in added else 1.0))
-    return found
-
-
-def _gelus(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
-    """``x * (1 + erf(x / sqrt(2))) / 2``: the name of each error function, with those of the operators around it."""
-    makers = {name: node for node in model.graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    found = {}
-    for node in model.graph.node:
-        if node.op_type != "Erf" or node.input[0] not in makers:
-            continue
-        chain, at = [makers[node.input[0]]], node
-        while len(chain) < 4:
-            after = readers.get(at.output[0], [])
-            if len(after) != 1 or after[0].op_type not in ("Add", "Mul"):
-                break
-            at = after[0]
-            chain.append(at)
-        if len(chain) == 4:
-            found[node.name] = tuple(one.name for one in chain)
-    return found
-
-
-def _added_to_convolutions(model: onnx.ModelProto) -> set[str]:
-    """Additions of which one operand is made by a convolution for it alone."""
-    uses = Counter(name for node in model.graph.node for name in node.input)
-    made = {n.output[0] for n in model.graph.node if n.op_type == "Conv" and uses[n.output[0]] == 1}
-    return {n.name for n in model.graph.node if n.op_type == "Add" and made & set(n.input)}

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
+#: ONNX Runtime's own operators on blocks of channels by their name in a key, and the domain that it has them in.
+_ON_BLOCKS = {"ReorderInput": "ReorderInput", "ReorderOutput": "ReorderOutput", "BlockedUpsample": "Upsample"}
+_BLOCKS = "com.microsoft.nchwc"
+
 log = logging.getLogger(__name__)
 
 #: One vector of most machines: as little as an operator can have to do.
@@ -49,7 +53,10 @@ def onnx_model(key: OperatorKey, *, seed: int = 0) -> onnx.ModelProto:
     nodes = _operator(key, operands) + _activation(key)
     weights = [numpy_helper.from_array(values, f"w{position}") for position, values in constants.items()]
     weights += [numpy_helper.from_array(np.float32(v), n) for n, v in (("low", 0), ("high", 6))] if _clips(key) else []
-    graph = helper.make_graph(nodes, "operator", inputs, [onnx.ValueInfoProto(name=nodes[-1].output[0])], weights)
+    output = onnx.ValueInfoProto(name=nodes[-1].output[0])
+    if key.op_type in _ON_BLOCKS:  # no inference knows them; how many channels a block holds is the machine's affair
+        output = helper.make_tensor_value_info(output.name, TensorProto.FLOAT, [1, None, None, None])
+    graph = helper.make_graph(nodes, "operator", inputs, [output], weights)
     return _checked(graph, key.opset)
 
 
@@ -67,7 +74,9 @@ def _checked(graph: onnx.GraphProto, opset: int) -> onnx.ModelProto:
     import onnx
     from onnx import helper
 
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+    domains = [helper.make_opsetid("", opset)]
+    domains += [helper.make_opsetid(_BLOCKS, 1)] if any(node.domain == _BLOCKS for node in graph.node) else []
+    proto = helper.make_model(graph, opset_imports=domains, ir_version=8)
     try:
         proto = onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
         onnx.checker.check_model(proto)
@@ -117,6 +126,9 @@ def _operator(key: OperatorKey, operands: list[str]) -> list[Any]:
     if key.op_type == "SiLU":  # no operator of ONNX, but one of a table: an activation by itself
         gate = helper.make_node("Sigmoid", operands, ["gate"], name="gate")
         return [gate, helper.make_node("Mul", [*operands, "gate"], ["made"], name="operator")]
+    if key.op_type in _ON_BLOCKS:
+        name = _ON_BLOCKS[key.op_type]
+        return [helper.make_node(name, operands, ["made"], name="operator", domain=_BLOCKS, **_attributes(key))]
     return [helper.make_node(key.op_type, operands, ["made"], name="operator", **_attributes(key))]
 
 
