@@ -196,6 +196,7 @@ def _artifact(path: Path) -> Artifact:
     if not path.is_dir():
         return bench.bare_file(path)
     opened = bundle.read(path)
+    bundle.check_hashes(opened, roles=("model", "typed model"))  # what is measured is what the manifest tells of
     manifest = opened.manifest
     return Artifact(
         runtime=manifest.runtime,
