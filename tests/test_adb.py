@@ -18,7 +18,9 @@ import pytest
 from edgecompile import bench, bundle, lower
 from edgecompile.bench import benchmark_model, snapshot
 from edgecompile.errors import DeviceError, InputError
+from edgecompile.transport import adb, remote
 from edgecompile.transport.adb import AdbTransport
+from edgecompile.transport.connection import Dropped, Refused
 from edgecompile.transport.shell import Patience
 from edgecompile.types import Artifact, Plan
 from tests.adb import BATTERY, THERMAL, Phone, make_phone
@@ -133,6 +135,25 @@ def test_a_phone_that_goes_away_is_told_and_cleans_up_by_itself(phone: Phone) ->
             transport.run(["true"], timeout_s=5)
     assert "is left" in str(found.value)
     assert phone.left() == []
+
+
+@pytest.mark.parametrize(
+    ("says", "fault", "words"),
+    [
+        ("echo '/system/bin/sh: od: inaccessible or not found'; exit 127", Refused, "od"),
+        ("yes", Refused, "does not stop talking"),
+        ("echo 'error: device not found' >&2; exit 1", Dropped, "not found"),
+    ],
+)
+def test_what_is_no_answer_is_told_from_a_lost_phone(
+    says: str, fault: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adb, "_MOST_SAID", 1 << 20)
+    client = tmp_path / "adb"
+    client.write_text(f"#!/bin/sh\ncase $1 in get-state) echo device;; *) {says};; esac\n")
+    client.chmod(0o700)
+    with pytest.raises(fault, match=words):
+        adb.AdbConnection(str(client), "").ask(remote.call(remote.SPACE, "/"))
 
 
 def test_a_full_phone_is_told(phone: Phone, tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ def build_options(command: F) -> F:
         click.option("--model-license", help="The model's licence, for the manifest."),
         click.option("--model-source", help="Where the model comes from, for the manifest."),
         click.option("--out", type=PATH, help="The bundle's folder.  [default: out/TARGET]"),
-        click.option("--force", is_flag=True, help="Replace a bundle that is there."),
+        click.option("--force", is_flag=True, help="Replace a bundle that is there, with all that lies in its folder."),
         click.option("--content-dir", type=PATH, help="A folder with own device_profiles/ and calibration/."),
     ]
     for option in reversed(options):
@@ -313,16 +313,24 @@ def _config(ctx: click.Context, path: Path | None) -> ProjectConfig | None:
 def _requests(ctx: click.Context, config: ProjectConfig | None, *, trust: bool, fresh: bool) -> list[BuildRequest]:
     """One request a target, from the command line, the project file and the defaults, in this order."""
     from edgecompile import api
+    from edgecompile.types import digest
 
     targets = _resolve(ctx, config, None)["target"][0]
     if not targets:
         raise InputError("no target is given", remedy="add --target, like --target pi4; edgecompile devices lists them")
     pairs = _pairs(ctx, config, targets)
     times = Counter(target for target, _ in pairs)
+    names = [
+        f"{api.folder_name(target)}@{_file_name(on)}"
+        if times[target] > 1 and on is not None
+        else api.folder_name(target)
+        for target, on in pairs
+    ]
+    taken = Counter(names)
     requests = []
-    for target, on in pairs:
-        name = api.folder_name(target)
-        folder = f"{name}@{_file_name(on)}" if times[target] > 1 and on is not None else name
+    for name, (target, on) in zip(names, pairs, strict=True):
+        # Addresses that differ in nothing but what no file's name has are told apart by what they are.
+        folder = f"{name}-{digest(on)[:6]}" if taken[name] > 1 else name
         several = folder if len(pairs) > 1 else None
         requests.append(_request(ctx, config, target, on, several=several, trust=trust, fresh=fresh))
     return requests

@@ -130,6 +130,8 @@ def report(on: str, out: Path | None, quiet: bool, verbose: int, debug: bool) ->
 
     terminal = face(quiet, verbose, debug)
     path = out or Path("device-report.txt")
+    if out is None and path.exists():
+        raise InputError(f"there is a file {path} already", remedy="name the file with --out, which replaces it")
     if str(path) != "-" and not path.resolve().parent.is_dir():
         raise InputError(f"no such folder: {path.resolve().parent}", remedy="give another --out")
     with terminal.stage("Ask the board what it is"), open_transport(on, waiting=terminal.note) as transport:

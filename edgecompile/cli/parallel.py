@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -100,9 +101,12 @@ class Builds:
         for child in running:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(signal.SIGINT)
+        end = time.monotonic() + _FAREWELL_S
         for child in running:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_FAREWELL_S)
+            try:
+                child.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:  # nothing that it does takes so long: it would keep us for ever
+                child.kill()
 
 
 def _hand_over(child: subprocess.Popen[str], request: BuildRequest) -> str:

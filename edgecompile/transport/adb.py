@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import selectors
 import shutil
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,9 +29,11 @@ SCHEME = "adb:"
 FOLDER = "/data/local/tmp"
 _FILES_S = 600.0
 _FAREWELL_S = 5.0
+_MOST_SAID = 64 << 20
 #: What the client says when the phone is away for now.
 _AWAY = re.compile(
-    r"not found|offline|no devices|connection reset|closed|protocol fault|cannot connect|failed to read", re.IGNORECASE
+    r"\bdevice\b.* not found|offline|no devices|connection reset|closed|protocol fault|cannot connect|failed to read",
+    re.IGNORECASE,
 )
 
 
@@ -183,7 +187,7 @@ class AdbConnection:
                 f"cannot start {self._words[0]}: {exc.strerror}", remedy="set ADB to a client that runs on this machine"
             ) from exc
         try:
-            out, err = child.communicate(timeout=limit_s)
+            out, err = _said(child, limit_s)
         except subprocess.TimeoutExpired as exc:
             self.alive = False
             raise Dropped("it did not answer in time") from exc
@@ -198,6 +202,34 @@ class AdbConnection:
             self.alive = False
             raise Dropped(text)
         raise Refused(text[-300:])
+
+
+def _said(child: subprocess.Popen[bytes], limit_s: float) -> tuple[bytes, bytes]:
+    """What a client prints until it ends. Raises `Refused` for more than a phone has to say.
+
+    ``communicate`` would keep all that a broken phone sends.
+    """
+    end = time.monotonic() + limit_s
+    said: dict[int, bytearray] = {}
+    with selectors.DefaultSelector() as selector:
+        for stream in (child.stdout, child.stderr):
+            assert stream is not None
+            said[stream.fileno()] = bytearray()
+            selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            ready = selector.select(max(0.0, end - time.monotonic()))
+            if not ready:
+                raise subprocess.TimeoutExpired(child.args, limit_s)
+            for key, _ in ready:
+                data = os.read(key.fd, 1 << 16)
+                said[key.fd] += data
+                if not data:
+                    selector.unregister(key.fileobj)
+                if len(said[key.fd]) > _MOST_SAID:
+                    raise Refused(f"it does not stop talking: more than {_MOST_SAID >> 20} MB came")
+    child.wait(timeout=max(0.1, end - time.monotonic()))
+    out, err = said.values()
+    return bytes(out), bytes(err)
 
 
 def _shell(question: Call) -> str:

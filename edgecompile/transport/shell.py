@@ -14,6 +14,7 @@ import math
 import posixpath
 import secrets
 import shlex
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _PYTHONS = ("python3", "python", *(f"python3.{minor}" for minor in range(14, 6, -1)), "/usr/bin/python3")
-_LARGEST_OUTPUT = 64 * 1024 * 1024
+#: Of what a machine sends back, in bytes: what a command printed, a document, and any other file (engines are large).
+_LARGEST_OUTPUT = 64 << 20
+_LARGEST_DOCUMENT = 256 << 20
+_LARGEST_FILE = 16 << 30
 #: So much of the end of what a command said is logged.
 _LAST_WORDS = 4000
 #: How fast the slowest device hashes a file, in bytes a second.
@@ -308,9 +312,10 @@ class ShellTransport(abc.ABC):
         """Copy the file ``name`` to ``local``, which appears when it is whole and its SHA-256 is checked."""
         path = self._path(name)
         part = local.with_name(f"{local.name}.part-{secrets.token_hex(4)}")
+        limit = _LARGEST_DOCUMENT if name.endswith(".json") else _LARGEST_FILE
         try:
             for _ in range(2):
-                digest = self._try(f"copying {name}", lambda c: self._download(c, path, name, part))
+                digest = self._try(f"copying {name}", lambda c: self._download(c, path, name, part, limit))
                 if not digest or digest == file_sha256(part):
                     part.replace(local)
                     return
@@ -321,13 +326,22 @@ class ShellTransport(abc.ABC):
             part.unlink(missing_ok=True)
         raise DeviceError(f"{name} did not arrive whole from {self.description}", remedy=_STORAGE)
 
-    def _download(self, c: Connection, path: str, name: str, part: Path, limit: int | None = None) -> str:
+    def _download(self, c: Connection, path: str, name: str, part: Path, limit: int) -> str:
         words = c.ask(call(remote.ABOUT, path), limit_s=self._patience.silence_s * 4)
         if words[0] != "file":
             raise DeviceError(f"cannot copy {name} from {self.description}: there is no such file")
         size = int(words[1])
-        if limit is not None and size > limit:
-            raise DeviceError(f"{name} on {self.description} is {size} bytes, more than {limit}")
+        if size > limit:
+            raise DeviceError(
+                f"{name} on {self.description} is {size} bytes, more than the {limit} that are taken from a machine",
+                remedy="see what fills it there; a machine that is not yours may send anything",
+            )
+        free = shutil.disk_usage(part.parent).free
+        if size > free:
+            raise DeviceError(
+                f"{name} on {self.description} is {size} bytes, and {part.parent} here has {free} free",
+                remedy="make room on this machine",
+            )
         c.fetch(path, size, part)
         return words[2] if len(words) > 2 else ""
 

@@ -135,7 +135,9 @@ def _configure(mirror: str, deadline: Deadline) -> Path:
     for name in ("state/lists/partial", "cache/archives/partial", "etc/preferences.d", "none/partial"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     (folder / "status").touch()
-    (folder / "etc" / "sources.list").write_text(f"deb [signed-by={_KEYRING}] {mirror} {RELEASE} main\n")
+    sources = folder / "etc" / "sources.list"
+    sources.touch(mode=0o600)  # a password may stand in the mirror's address
+    sources.write_text(f"deb [signed-by={_KEYRING}] {mirror} {RELEASE} main\n")
     values = {
         "Dir": f"{folder}/",
         "Dir::State": f"{folder}/state",
