@@ -11,7 +11,6 @@ import pytest
 
 from edgecompile import api, bench, bundle
 from edgecompile.transport import identity
-from edgecompile.types import BuildRequest
 from tests.net import Project, make_project
 from tests.sshd import Server, serve_known
 from tests.test_cli import QUICK, edgecompile
@@ -76,16 +75,19 @@ def test_another_board_at_the_same_address_is_measured_anew(
     measured: list[int] = []
     measure = bench.measure
     monkeypatch.setattr(bench, "measure", lambda *rest: (measured.append(1), measure(*rest))[1])
-    request = BuildRequest(
-        model=str(project.model), target="pi4", on=f"ssh://{device.user}@127.0.0.1:{device.port}", budget_ms=1000,
-        runtimes=("tflite",), precisions=("fp32",), out=tmp_path / "out", force=True, warmup_s=0.0, min_runs=5,
-        min_seconds=0.0,
-    )  # fmt: skip
-    api.build(request)
-    api.build(request)
+
+    def build() -> None:
+        api.build(
+            str(project.model), target="pi4", on=f"ssh://{device.user}@127.0.0.1:{device.port}", budget_ms=1000,
+            runtime=("tflite",), precision=("fp32",), out=tmp_path / "out", force=True, warmup_seconds=0.0, min_runs=5,
+            min_seconds=0.0,
+        )  # fmt: skip
+
+    build()
+    build()
     assert len(measured) == 1
     boards.append("another")
-    api.build(request)
+    build()
     assert len(measured) == 2
 
 
