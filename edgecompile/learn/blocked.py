@@ -24,6 +24,8 @@ _POOLS = frozenset({"MaxPool", "AveragePool"})
 _GLOBAL_POOLS = frozenset({"GlobalAveragePool", "GlobalMaxPool"})
 #: Channels come in fours at least where a convolution is to read a tensor in blocks.
 _ALIGNMENT = 4
+#: From this opset on its Resize takes no blocks.
+_PLAIN_RESIZE = 18
 _TO_CHANNELS_LAST, _TO_CHANNELS_FIRST = [0, 2, 3, 1], [0, 3, 1, 2]
 
 
@@ -61,6 +63,7 @@ class _Walk:
     """One pass over a graph: which tensors are in blocks, and which had to change their layout."""
 
     block: int
+    opset: int
     shapes: Mapping[str, Shape]
     inputs: frozenset[str]
     uses: Counter[str]
@@ -88,8 +91,14 @@ class _Walk:
                 readers.setdefault(name, []).append(node)
         uses = Counter(name for node in graph.node for name in node.input)
         uses.update(value.name for value in graph.output)
+        opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 1)
         return cls(
-            block=block, shapes=shapes, inputs=frozenset(v.name for v in graph.input), uses=uses, readers=readers
+            block=block,
+            opset=opset,
+            shapes=shapes,
+            inputs=frozenset(v.name for v in graph.input),
+            uses=uses,
+            readers=readers,
         )
 
     def visit(self, node: onnx.NodeProto) -> None:
@@ -201,7 +210,13 @@ class _Walk:
     def _resize(self, node: onnx.NodeProto) -> bool:
         name = node.input[0]
         before, after = self.shapes.get(name, ()), self.shapes.get(node.output[0], ())
-        if name not in self.blocked or not before or not after or before[:2] != after[:2]:
+        if (
+            self.opset >= _PLAIN_RESIZE
+            or name not in self.blocked
+            or not before
+            or not after
+            or before[:2] != after[:2]
+        ):
             return False
         if any(large % small for small, large in zip(before[2:], after[2:], strict=True)):
             return False

@@ -32,9 +32,10 @@ def view(model: onnx.ModelProto, precision: Precision, *, block: int, clamps: bo
     model = _outline(model)
     ort_patterns.arrange(model, precision)
     layouts = blocked.layouts(model, block) if block else None
-    added = _added(model, layouts) if precision != "int8" else set()
+    fuses = precision != "int8"  # between the operators of an INT8 file stand changes of type
+    added = _added(model, layouts) if fuses else frozenset()
     found: list[Part] = []
-    for name, key in _fused(model, layouts):
+    for name, key in _fused(model, layouts) if fuses else keys_of(model):
         share = _FUSED_ADD if name in added else 1.0
         found += _shared(parts(key), share)
         if clamps and key.op_type == "Conv" and key.activation == "Clip":
@@ -43,12 +44,14 @@ def view(model: onnx.ModelProto, precision: Precision, *, block: int, clamps: bo
 
 
 def _outline(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy to be changed, without the values of the weights."""
+    """A copy to be changed, without the values of the weights, and all of its nodes with names."""
     import onnx
 
     made = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     for name in ("node", "input", "output", "value_info"):
         getattr(made.graph, name).extend(getattr(model.graph, name))
+    for index, node in enumerate(made.graph.node):
+        node.name = node.name or f"{node.op_type}_{index}"
     made.graph.initializer.extend(
         tensor
         if math.prod(tensor.dims) <= _NUMBERS
