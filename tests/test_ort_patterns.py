@@ -101,7 +101,12 @@ def test_what_only_looks_like_it_stays(other: str) -> None:
 
 
 def pooling(
-    op_type: str, *, axes: Sequence[int] | None = None, shape: Sequence[int] = (1, 16, 8, 8), **attributes: object
+    op_type: str,
+    *,
+    behind: str = "Conv",
+    axes: Sequence[int] | None = None,
+    shape: Sequence[int] = (1, 16, 8, 8),
+    **attributes: object,
 ) -> onnx.ModelProto:
     """A pooling between two convolutions, shapes inferred."""
     rng = np.random.default_rng(0)
@@ -115,7 +120,7 @@ def pooling(
     nodes = [
         helper.make_node("Conv", ["a", "w0"], ["before"], name="before"),
         helper.make_node(op_type, inputs, ["pooled"], name="pool", **attributes),
-        helper.make_node("Conv", ["pooled", "w1"], ["y"], name="behind"),
+        helper.make_node(behind, ["pooled", "w1"] if behind == "Conv" else ["pooled"], ["y"], name="behind"),
     ]
     graph = helper.make_graph(
         nodes, "pooling", [helper.make_tensor_value_info("a", TensorProto.FLOAT, list(shape))],
@@ -146,6 +151,65 @@ def arranged(proto: onnx.ModelProto, precision: Precision) -> list[str]:
 def test_a_mean_over_maps_is_a_global_pooling_in_int8_alone(axes: tuple[int, ...]) -> None:
     assert arranged(pooling("ReduceMean", axes=axes, keepdims=1), "fp32") == ["ReduceMean"]
     assert arranged(pooling("ReduceMean", axes=axes, keepdims=1), "int8") == ["GlobalAveragePool"]
+
+
+def test_a_mean_that_drops_its_axes_is_a_global_pooling_too() -> None:
+    proto = pooling("ReduceMean", axes=(2, 3), keepdims=0, behind="Relu")
+    assert arranged(proto, "int8") == ["GlobalAveragePool", "Flatten"]
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT16, TensorProto.DOUBLE])
+@pytest.mark.parametrize("kind", ["mean", "average"])
+def test_other_types_stay(kind: str, dtype: int) -> None:
+    io = [helper.make_tensor_value_info(name, dtype, [1, 4, 6, 6]) for name in ("a", "y")]
+    node = helper.make_node("AveragePool", ["a"], ["y"], kernel_shape=[2, 2], strides=[2, 2])
+    constants = []
+    if kind == "mean":
+        node = helper.make_node("ReduceMean", ["a", "axes"], ["y"], keepdims=1)
+        constants = [numpy_helper.from_array(np.array([2, 3], np.int64), "axes")]
+    graph = helper.make_graph([node], "typed", io[:1], io[1:], constants)
+    assert ort_patterns.arrange(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)]), "int8") == 0
+
+
+def test_names_that_are_there_stay_theirs() -> None:
+    proto = pooling("AveragePool", kernel_shape=[2, 2], strides=[2, 2])
+    proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "edgecompile_average_0"))
+    assert arranged(proto, "int8") == ["Conv"]
+    assert proto.graph.node[1].input[1] == "edgecompile_average_1"
+
+
+def test_a_pool_between_operators_that_stay_in_float_stays_in_float() -> None:
+    proto = pooling("AveragePool", kernel_shape=[2, 2], strides=[2, 2])
+    samples = [{"a": np.random.default_rng(i).normal(0, 1, (1, 16, 8, 8)).astype(np.float32)} for i in range(4)]
+    ort_patterns.arrange(proto, "int8")
+    kept = quantize(proto, samples, keep_float=["before", "y"])
+    assert [node.op_type for node in kept.graph.node] == ["Conv", "Conv", "Conv"]
+
+
+def test_what_a_branch_reads_stays() -> None:
+    proto = gelu(("x", "inner"), ("half", "shifted"))
+    branch = [
+        helper.make_graph(
+            [helper.make_node("Identity", ["inner"], [f"{name}_out"])], name, [],
+            [helper.make_tensor_value_info(f"{name}_out", TensorProto.FLOAT, [1, 6, 8])],
+        )
+        for name in ("then", "else")
+    ]  # fmt: skip
+    proto.graph.initializer.append(numpy_helper.from_array(np.array(True), "flag"))
+    proto.graph.node.append(
+        helper.make_node("If", ["flag"], ["z"], then_branch=branch[0], else_branch=branch[1], name="if")
+    )
+    assert ort_patterns.arrange(proto, "fp32") == 0
+
+
+def test_a_scale_keeps_its_rank() -> None:
+    proto = gelu(("x", "inner"), ("half", "shifted"), by="Mul")
+    tensor = next(t for t in proto.graph.initializer if t.name == "inverse")
+    tensor.dims.extend([1, 1, 1])
+    before = run(proto)
+    assert ort_patterns.arrange(proto, "fp32") == 1
+    assert run(proto).shape == before.shape
+    assert run(proto) == pytest.approx(before, abs=1e-6)
 
 
 def test_a_window_over_the_whole_map_is_a_global_pooling() -> None:

@@ -31,11 +31,12 @@ def view(model: onnx.ModelProto, precision: Precision, *, block: int, clamps: bo
     """
     model = _outline(model)
     ort_patterns.arrange(model, precision)
+    keys = keys_of(model)  # refuses what has no static shapes
     layouts = blocked.layouts(model, block) if block else None
     fuses = precision != "int8"  # between the operators of an INT8 file stand changes of type
     added = _added(model, layouts) if fuses else frozenset()
     found: list[Part] = []
-    for name, key in _fused(model, layouts) if fuses else keys_of(model):
+    for name, key in _fused(model, keys, layouts) if fuses else keys:
         share = _FUSED_ADD if name in added else 1.0
         found += _shared(parts(key), share)
         if clamps and key.op_type == "Conv" and key.activation == "Clip":
@@ -78,7 +79,9 @@ def _shared(found: Sequence[Part], share: float) -> list[Part]:
     ]
 
 
-def _fused(model: onnx.ModelProto, layouts: blocked.Layouts | None) -> list[tuple[str, OperatorKey]]:
+def _fused(
+    model: onnx.ModelProto, keys: Sequence[tuple[str, OperatorKey]], layouts: blocked.Layouts | None
+) -> list[tuple[str, OperatorKey]]:
     """The operators that are left, with the names of their nodes."""
     gelus = _gelus(model)
     gone = {name for names in gelus.values() for name in names} | _scales(model)
@@ -86,7 +89,7 @@ def _fused(model: onnx.ModelProto, layouts: blocked.Layouts | None) -> list[tupl
     if layouts is not None:
         gone, resized = gone | layouts.transposed, layouts.resized
     found = []
-    for name, key in keys_of(model):
+    for name, key in keys:
         if name in gelus:
             found.append((name, OperatorKey(op_type="Gelu", in_shape=key.in_shape, out_shape=key.in_shape)))
         elif name not in gone:

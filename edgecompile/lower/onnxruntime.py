@@ -176,7 +176,8 @@ def _makers(proto: onnx.ModelProto, outputs: Sequence[str], prepared: Path) -> l
     made = {name: node.name for node in nodes for name in node.output}
     kept = [made[name] for name in base.followed(proto, outputs, frozenset(made))]
     sources = {node.name: {made[name] for name in node.input if name in made} for node in nodes}
-    return base.connected(sources, kept, {node.name for node in nodes if node.op_type in _WEIGHTED})
+    weighted = {node.name for node in nodes if node.op_type in _WEIGHTED and not ort_patterns.is_average(node)}
+    return base.connected(sources, kept, weighted)
 
 
 def _loaded(path: Path) -> onnx.ModelProto:

@@ -21,10 +21,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from edgecompile.lower import base
 from edgecompile.types import Precision
 
 if TYPE_CHECKING:
     import onnx
+
+
+#: ``onnx.TensorProto.FLOAT``.
+_FLOAT = 1
+_AVERAGE = "edgecompile_average_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +42,7 @@ class _Gelu:
     half: str
     shifted: str
     scaled: onnx.NodeProto
+    scale_shape: tuple[int, ...]
     inner: onnx.NodeProto
     outer: onnx.NodeProto
 
@@ -48,21 +55,33 @@ def arrange(proto: onnx.ModelProto, precision: Precision) -> int:
     if precision != "int8":
         return _gelus(proto)
     shapes = _shapes(proto)
-    changed = sum(_global_pool(proto, node, shapes) for node in proto.graph.node)
+    changed = sum(_global_pool(proto, node, shapes) for node in list(proto.graph.node))
     pools = [node for node in proto.graph.node if node.op_type == "AveragePool"]
-    return changed + sum(_depthwise(proto, node, shapes, f"average_{i}") for i, node in enumerate(pools))
+    return changed + sum(_depthwise(proto, node, shapes) for node in pools)
+
+
+def is_average(node: onnx.NodeProto) -> bool:
+    """Whether a convolution is one that was made of an average: it has no weights that a precision matters to."""
+    return any(name.startswith(_AVERAGE) for name in node.input)
+
+
+def _unused(proto: onnx.ModelProto, prefix: str) -> str:
+    """A name that nothing in the graph has."""
+    taken = {name for node in base.nodes_of(proto.graph) for name in (*node.input, *node.output)}
+    taken |= {tensor.name for tensor in proto.graph.initializer}
+    return next(name for i in itertools.count() if (name := f"{prefix}{i}") not in taken)
 
 
 def _gelus(proto: onnx.ModelProto) -> int:
     """Bring every GELU into an order that is fused."""
     reader = _Reader(proto)
     found = [gelu for node in proto.graph.node if (gelu := reader.gelu(node)) is not None]
-    for index, gelu in enumerate(found):
+    for gelu in found:
         if gelu.x not in gelu.inner.input:
             gelu.inner.input[:] = [gelu.x, gelu.shifted]
             gelu.outer.input[:] = [gelu.inner.output[0], gelu.half]
         if gelu.scaled.op_type == "Mul":
-            _divide(proto, gelu, f"gelu_sqrt2_{index}")
+            _divide(proto, gelu, _unused(proto, "edgecompile_root_"))
     return len(found)
 
 
@@ -70,13 +89,15 @@ def _divide(proto: onnx.ModelProto, gelu: _Gelu, name: str) -> None:
     import numpy as np
     from onnx import numpy_helper
 
-    proto.graph.initializer.append(numpy_helper.from_array(np.float32(math.sqrt(2)), name))
+    root = np.full(gelu.scale_shape, math.sqrt(2), np.float32)
+    proto.graph.initializer.append(numpy_helper.from_array(root, name))
     gelu.scaled.op_type = "Div"
     gelu.scaled.input[:] = [gelu.x, name]
 
 
 def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
-    values = (*proto.graph.input, *proto.graph.value_info)
+    """The shapes of float32 tensors: others have kernels of their own, or none."""
+    values = [v for v in (*proto.graph.input, *proto.graph.value_info) if v.type.tensor_type.elem_type == _FLOAT]
     return {v.name: tuple(int(d.dim_value) for d in v.type.tensor_type.shape.dim) for v in values}
 
 
@@ -103,7 +124,9 @@ def _global_pool(proto: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[s
     if len(shape) != 4:
         return False
     if node.op_type == "ReduceMean":
-        over_maps = {axis % 4 for axis in _axes(proto, node)} == {2, 3} and _integers(node, "keepdims", [1]) == [1]
+        over_maps = {axis % 4 for axis in _axes(proto, node)} == {2, 3}
+        if over_maps and _integers(node, "keepdims", [1]) == [0]:
+            _flatten_behind(proto, node)
     else:
         whole = _integers(node, "kernel_shape") == list(shape[2:]) and not any(_integers(node, "pads"))
         over_maps = node.op_type == "AveragePool" and whole and _plain_windows(node)
@@ -114,12 +137,22 @@ def _global_pool(proto: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[s
     return over_maps
 
 
+def _flatten_behind(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
+    """Let the pooling keep its axes, and another operator drop them."""
+    from onnx import helper
+
+    flat, place = node.output[0], list(proto.graph.node).index(node) + 1
+    node.output[0] = _unused(proto, "edgecompile_pooled_")
+    made = helper.make_node("Flatten", [node.output[0]], [flat], name=f"{node.name or flat}_flat", axis=1)
+    proto.graph.node.insert(place, made)
+
+
 def _plain_windows(node: onnx.NodeProto) -> bool:
     padded = any(attribute.name == "auto_pad" and attribute.s != b"NOTSET" for attribute in node.attribute)
     return not padded and set(_integers(node, "dilations", [1])) == {1} and _integers(node, "ceil_mode", [0]) == [0]
 
 
-def _depthwise(proto: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]], name: str) -> bool:
+def _depthwise(proto: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Make a pooling whose windows all have as many elements a depthwise convolution; whether it was one."""
     import numpy as np
     from onnx import helper, numpy_helper
@@ -128,7 +161,7 @@ def _depthwise(proto: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[str
     alike = not any(pads) or _integers(node, "count_include_pad") == [1]
     if len(shape) != 4 or not alike or not _plain_windows(node):
         return False
-    kernel = _integers(node, "kernel_shape")
+    kernel, name = _integers(node, "kernel_shape"), _unused(proto, _AVERAGE)
     weights = np.full((shape[1], 1, *kernel), 1 / math.prod(kernel), np.float32)
     proto.graph.initializer.append(numpy_helper.from_array(weights, name))
     kept = [attribute for attribute in node.attribute if attribute.name in ("kernel_shape", "strides", "pads")]
@@ -144,8 +177,13 @@ class _Reader:
 
     def __init__(self, proto: onnx.ModelProto) -> None:
         self._makers = {name: node for node in proto.graph.node for name in node.output}
-        self._constants = {tensor.name: tensor for tensor in proto.graph.initializer if math.prod(tensor.dims) == 1}
-        self._uses = Counter(name for node in proto.graph.node for name in node.input)
+        self._constants = {
+            tensor.name: tensor
+            for tensor in proto.graph.initializer
+            if math.prod(tensor.dims) == 1 and tensor.data_type == _FLOAT
+        }
+        # What a branch of If reads is read, too.
+        self._uses = Counter(name for node in base.nodes_of(proto.graph) for name in node.input)
         self._uses.update(value.name for value in proto.graph.output)
 
     def gelu(self, outer: onnx.NodeProto) -> _Gelu | None:
@@ -157,7 +195,10 @@ class _Reader:
             for x, half, shifted in itertools.permutations((third, *inner.input)):
                 scaled = self._scaled(x, shifted) if self._is(half, 0.5) else None
                 if scaled is not None and (x == third or scaled.op_type == "Mul"):
-                    return _Gelu(x=x, half=half, shifted=shifted, scaled=scaled, inner=inner, outer=outer)
+                    return _Gelu(
+                        x=x, half=half, shifted=shifted, scaled=scaled, scale_shape=self._scale_shape(scaled),
+                        inner=inner, outer=outer,
+                    )  # fmt: skip
         return None
 
     def _scaled(self, x: str, shifted: str) -> onnx.NodeProto | None:
@@ -176,6 +217,9 @@ class _Reader:
         if scaled.op_type == "Div":
             return scaled.input[0] == x and self._is(scaled.input[1], math.sqrt(2))
         return any(name == x and self._is(other, math.sqrt(0.5)) for name, other in _both(scaled, "Mul"))
+
+    def _scale_shape(self, scaled: onnx.NodeProto) -> tuple[int, ...]:
+        return next((tuple(self._constants[name].dims) for name in scaled.input if name in self._constants), ())
 
     def _inside(self, node: onnx.NodeProto) -> bool:
         return self._uses[node.output[0]] == 1
