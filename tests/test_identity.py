@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -60,3 +62,22 @@ def test_a_machine_without_python_is_known_by_what_it_is() -> None:
 
 def test_a_machine_that_tells_nothing_is_never_known_again() -> None:
     assert known_by(Told(machine="")) != known_by(Told(machine=""))
+
+
+def test_another_program_there_makes_other_figures(tmp_path: Path) -> None:
+    program = tmp_path / "benchmark_model"
+    program.write_text("#!/bin/sh\necho one\n")
+    program.chmod(0o700)
+    with LocalTransport() as there:
+        first = identity.of(there, program=str(program))
+        program.write_text("#!/bin/sh\necho two\n")
+        assert identity.of(there, program=str(program)) not in (first, identity.of(there))
+
+
+def test_nothing_that_tells_one_machine_from_others_is_logged() -> None:
+    with LocalTransport() as there:
+        said = there.run(["sh", "-c", identity._MACHINE, "sh", ""], timeout_s=30).out
+    machine = Path("/etc/machine-id")
+    assert said.startswith(identity._MARK)
+    assert not machine.exists() or not machine.read_text().strip() or machine.read_text().strip() not in said
+    assert platform.node() not in said

@@ -122,7 +122,7 @@ def refuse_unusable(facts: Facts, request: LearnRequest) -> None:
 
 def _store(facts: Facts, request: LearnRequest, transport: Transport) -> Store:
     """Where the device's measurements are kept: another device, also at the same address, is another place."""
-    where = platform.node() if request.on == "local" else digest(request.on, identity.of(transport))
+    where = platform.node() if request.on == "local" else identity.of(transport)
     store = Store(cache_root() / "learn" / digest(where, facts.device, facts.machine, facts.core)[:16])
     if request.fresh:
         shutil.rmtree(store.root, ignore_errors=True)

@@ -6,7 +6,7 @@ import functools
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -55,8 +55,8 @@ class Job:
     budget: Budget
     store: Store
     progress: Progress
-    #: What the device is known by: `_device_id`.
-    device: str
+    #: What the device is known by; asked when it is first needed: `_device_id`.
+    device: Callable[[], str]
     board: engines.Board | None = None
 
     @property
@@ -83,11 +83,13 @@ class Job:
     def machine(self) -> str:
         """What measurements of the device are known by."""
         if self.board is None:
-            return self.device
-        return digest(self.device, self.board.key, self.request.power_mode)
+            return self.device()
+        return digest(self.device(), self.board.key, self.request.power_mode)
 
     def transport(self) -> Transport:
         """The way to the device."""
+        if self.here:
+            self.device()  # asked before: who is there twice waits for himself
         return open_transport(self.request.on or "local", waiting=self.progress.note)
 
     @property
@@ -117,10 +119,7 @@ def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
         request = replace(request, runtimes=("tflite",))  # what it runs
     profile = profiles.load(request.target, content_dir=request.content_dir)
     _check_emulation(request, profile, progress)
-    with ExitStack() as stack:
-        reach = _reaching(request, stack, progress)
-        board = _board(request, profile, reach, progress)
-        device = _device_id(request, reach)
+    board = _board(request, profile, progress)
     with progress.stage("Load the model"):
         model = models.load(
             request.model,
@@ -144,7 +143,7 @@ def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
         budget=_budget(request, profile),
         store=store,
         progress=progress,
-        device=device,
+        device=functools.cache(functools.partial(_device_id, request, progress)),
         board=board,
     )
 
@@ -153,39 +152,31 @@ def prepare(request: BuildRequest, store: Store, progress: Progress) -> Job:
 _LITTLE_MEMORY_BYTES = 1 << 30
 
 
-def _reaching(request: BuildRequest, stack: ExitStack, progress: Progress) -> Callable[[], Transport]:
-    """The way to the device, entered when it is first needed; once, for all that is asked of it at the start."""
-    opened: list[Transport] = []
-
-    def reach() -> Transport:
-        if not opened:
-            stack.enter_context(progress.stage("Ask the device what it is"))
-            opened.append(stack.enter_context(open_transport(request.on or "local", waiting=progress.note)))
-        return opened[0]
-
-    return reach
-
-
-def _device_id(request: BuildRequest, reach: Callable[[], Transport]) -> str:
-    """What keys measurements to the device: neither its address nor the program's path, since both may be others' soon.
+def _device_id(request: BuildRequest, progress: Progress) -> str:
+    """What keys measurements to the device: not its address, at which another may answer tomorrow.
 
     An emulated board is never measured; which one it is, its name says.
     """
-    if request.on in (None, "local"):
-        found = machine_id()
-    elif lab.core_of(request.on) is not None:
-        found = digest(request.on)
-    else:
-        found = digest(request.on, identity.of(reach()))
     program = request.benchmark_model
-    if program is None:
-        return found
-    return digest(found, file_sha256(Path(program)) if Path(program).is_file() else program)
+    if request.on in (None, "local"):
+        return digest(machine_id(), _file_digest(program))
+    if lab.core_of(request.on) is not None:
+        return digest(request.on)
+    with (
+        progress.stage("Ask the device what it is"),
+        open_transport(request.on or "local", waiting=progress.note) as transport,
+    ):
+        if getattr(transport, "brings_programs", False):
+            return digest(identity.of(transport), _file_digest(program))
+        return identity.of(transport, program=program)
 
 
-def _board(
-    request: BuildRequest, profile: profiles.DeviceProfile, reach: Callable[[], Transport], progress: Progress
-) -> engines.Board | None:
+def _file_digest(program: str | None) -> str | None:
+    """Of a program of this machine; its name alone where it is found by that."""
+    return file_sha256(Path(program)) if program is not None and Path(program).is_file() else program
+
+
+def _board(request: BuildRequest, profile: profiles.DeviceProfile, progress: Progress) -> engines.Board | None:
     """The board that builds and runs engines, where the build has one; asked first, since all the rest takes long."""
     has_tensorrt = profile.runtime("tensorrt") is not None and request.runtimes in ((), ("tensorrt",))
     if not has_tensorrt or (request.on is None and not profile.matches_this_machine()):
@@ -194,7 +185,11 @@ def _board(
                 "--power-mode is for a Jetson that is measured", remedy="give --target jetson and --on ssh://user@host"
             )
         return None
-    board = engines.require(reach())
+    with (
+        progress.stage("Ask the board what it is"),
+        open_transport(request.on or "local", waiting=progress.note) as transport,
+    ):
+        board = engines.require(transport)
     progress.note(f"{board.name}: TensorRT {board.version}, {board.gpu}")
     free = board.memory_available_bytes
     if free is not None and free < _LITTLE_MEMORY_BYTES:

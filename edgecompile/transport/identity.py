@@ -14,14 +14,22 @@ from edgecompile.types import digest
 _TIMEOUT_S = 60.0
 #: Lines that count begin so: a login may greet with words that are others each time.
 _MARK = "edgecompile-identity"
+#: What the machine says of itself is hashed there: a serial number is nobody's business, and commands are logged.
 _MACHINE = f"""
-tell() {{ printf '{_MARK} %s\\n' "$1"; }}
-tell "$(uname -nm)"
-for file in /etc/machine-id /proc/device-tree/serial-number /proc/device-tree/model; do
-  if [ -r "$file" ]; then tell "$(tr -d '\\000' <"$file")"; fi
-done
-if command -v getprop >/dev/null 2>&1; then
-  for name in ro.serialno ro.build.fingerprint; do tell "$(getprop "$name")"; done
+facts() {{
+  uname -nm
+  for file in /etc/machine-id /proc/device-tree/serial-number /proc/device-tree/model; do
+    if [ -r "$file" ]; then cat "$file"; fi
+  done
+  if command -v getprop >/dev/null 2>&1; then
+    for name in ro.serialno ro.build.fingerprint; do getprop "$name"; done
+  fi
+  :
+}}
+hashed() {{ sha256sum 2>/dev/null || shasum -a 256 2>/dev/null || cksum; }}
+printf '{_MARK} machine %s\\n' "$(facts | hashed)"
+if [ -n "$1" ] && program=$(command -v "$1") && [ -r "$program" ]; then
+  printf '{_MARK} program %s\\n' "$(hashed <"$program")"
 fi
 :
 """
@@ -39,15 +47,15 @@ for name in ("ai-edge-litert", "tflite-runtime", "tensorflow", "onnxruntime", "o
 """
 
 
-def of(transport: Transport) -> str:
-    """A digest of what the machine is and of the runtimes' versions there; ``transport`` was entered.
+def of(transport: Transport, *, program: str | None = None) -> str:
+    """A digest of what the machine is, of the runtimes' versions and of a program there; ``transport`` was entered.
 
     A machine that tells nothing is known by another digest each time, so that nothing is ever taken for its own.
     """
-    facts = _told(transport, ["sh", "-c", _MACHINE])
+    facts = _told(transport, ["sh", "-c", _MACHINE, "sh", program or ""])
     if not facts:
         return digest(secrets.token_hex(16))
-    return digest(facts, _runtimes(transport))
+    return digest(facts, program, _runtimes(transport))
 
 
 def _runtimes(transport: Transport) -> list[str]:
