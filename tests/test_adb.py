@@ -137,6 +137,17 @@ def test_a_phone_that_goes_away_is_told_and_cleans_up_by_itself(phone: Phone) ->
     assert phone.left() == []
 
 
+def test_a_file_larger_than_announced_is_left_there(tmp_path: Path) -> None:
+    client = tmp_path / "adb"
+    client.write_text(
+        "#!/bin/sh\ncase $1 in get-state) echo device;; pull) head -c 50000000 /dev/zero > $3; sleep 1;; esac\n"
+    )
+    client.chmod(0o700)
+    connection = adb.AdbConnection(str(client), "")
+    with pytest.raises(Refused, match="10"):
+        connection.fetch("/somewhere", 10, tmp_path / "file")
+
+
 @pytest.mark.parametrize(
     ("says", "fault", "words"),
     [

@@ -329,8 +329,8 @@ def _requests(ctx: click.Context, config: ProjectConfig | None, *, trust: bool, 
     taken = Counter(names)
     requests = []
     for name, (target, on) in zip(names, pairs, strict=True):
-        # Addresses that differ in nothing but what no file's name has are told apart by what they are.
-        folder = f"{name}-{digest(on)[:6]}" if taken[name] > 1 else name
+        # What differs in nothing but what no file's name has is told apart by what it is.
+        folder = f"{name}-{digest(target, on)[:6]}" if taken[name] > 1 else name
         several = folder if len(pairs) > 1 else None
         requests.append(_request(ctx, config, target, on, several=several, trust=trust, fresh=fresh))
     return requests

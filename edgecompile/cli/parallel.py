@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 #: The hidden command that reads one request.
 COMMAND = "build-request"
-_FAREWELL_S = 60.0
+#: A device that has gone silent is waited for some times over before its folder is given up.
+_FAREWELL_S = 180.0
 
 
 class Builds:
@@ -105,8 +106,9 @@ class Builds:
         for child in running:
             try:
                 child.wait(max(0.1, end - time.monotonic()))
-            except subprocess.TimeoutExpired:  # nothing that it does takes so long: it would keep us for ever
+            except subprocess.TimeoutExpired:  # it would keep us for ever
                 child.kill()
+                self._terminal.warn(f"a build did not end within {_FAREWELL_S:.0f} s and was killed")
 
 
 def _hand_over(child: subprocess.Popen[str], request: BuildRequest) -> str:

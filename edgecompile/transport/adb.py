@@ -30,6 +30,8 @@ FOLDER = "/data/local/tmp"
 _FILES_S = 600.0
 _FAREWELL_S = 5.0
 _MOST_SAID = 64 << 20
+#: How often a file that is coming is looked at.
+_LOOK_S = 0.2
 #: What the client says when the phone is away for now.
 _AWAY = re.compile(
     r"\bdevice\b.* not found|offline|no devices|connection reset|closed|protocol fault|cannot connect|failed to read",
@@ -164,15 +166,19 @@ class AdbConnection:
             raise Refused(str(exc).rpartition(": ")[2]) from exc
 
     def fetch(self, path: str, size: int, local: Path) -> None:
-        """Pull a file."""
-        self._copy(["pull", path, str(local)])
+        """Pull a file; one that turns out larger than it was said to be is left there."""
+        self._copy(["pull", path, str(local)], most=(local, size))
+        if local.stat().st_size != size:
+            raise Refused(f"{local.stat().st_size} bytes came where {size} were announced")
 
-    def _copy(self, words: list[str]) -> None:
-        done = self._run(words, _FILES_S)
+    def _copy(self, words: list[str], *, most: tuple[Path, int] | None = None) -> None:
+        done = self._run(words, _FILES_S, most=most)
         if done.returncode:
             self._refuse(done.stdout + done.stderr, done.returncode)
 
-    def _run(self, words: list[str], limit_s: float) -> subprocess.CompletedProcess[bytes]:
+    def _run(
+        self, words: list[str], limit_s: float, *, most: tuple[Path, int] | None = None
+    ) -> subprocess.CompletedProcess[bytes]:
         # A group of its own: Ctrl-C on the terminal must not end the client in the middle of tidying up.
         try:
             child = subprocess.Popen(
@@ -187,7 +193,7 @@ class AdbConnection:
                 f"cannot start {self._words[0]}: {exc.strerror}", remedy="set ADB to a client that runs on this machine"
             ) from exc
         try:
-            out, err = _said(child, limit_s)
+            out, err = _said(child, limit_s, most)
         except subprocess.TimeoutExpired as exc:
             self.alive = False
             raise Dropped("it did not answer in time") from exc
@@ -204,10 +210,9 @@ class AdbConnection:
         raise Refused(text[-300:])
 
 
-def _said(child: subprocess.Popen[bytes], limit_s: float) -> tuple[bytes, bytes]:
-    """What a client prints until it ends. Raises `Refused` for more than a phone has to say.
-
-    ``communicate`` would keep all that a broken phone sends.
+def _said(child: subprocess.Popen[bytes], limit_s: float, most: tuple[Path, int] | None = None) -> tuple[bytes, bytes]:
+    """What a client prints until it ends. Raises `Refused` for more than a phone has to say, and for a file that grows
+    beyond ``most`` bytes: ``communicate`` would keep all that a broken phone sends.
     """
     end = time.monotonic() + limit_s
     said: dict[int, bytearray] = {}
@@ -217,8 +222,10 @@ def _said(child: subprocess.Popen[bytes], limit_s: float) -> tuple[bytes, bytes]
             said[stream.fileno()] = bytearray()
             selector.register(stream, selectors.EVENT_READ)
         while selector.get_map():
-            ready = selector.select(max(0.0, end - time.monotonic()))
-            if not ready:
+            ready = selector.select(min(_LOOK_S, max(0.0, end - time.monotonic())))
+            if most is not None and most[0].exists() and most[0].stat().st_size > most[1]:
+                raise Refused(f"more than the {most[1]} bytes came that were announced")
+            if time.monotonic() > end:
                 raise subprocess.TimeoutExpired(child.args, limit_s)
             for key, _ in ready:
                 data = os.read(key.fd, 1 << 16)
