@@ -71,7 +71,7 @@ def test_another_board_at_the_same_address_is_measured_anew(
 ) -> None:
     """The work folder holds the first one's figures, which are not the second's."""
     boards = ["one"]
-    monkeypatch.setattr(identity, "of", lambda _: boards[-1])
+    monkeypatch.setattr(identity, "of", lambda *_, **__: boards[-1])
     measured: list[int] = []
     measure = bench.measure
     monkeypatch.setattr(bench, "measure", lambda *rest: (measured.append(1), measure(*rest))[1])
@@ -80,7 +80,7 @@ def test_another_board_at_the_same_address_is_measured_anew(
         api.build(
             str(project.model), target="pi4", on=f"ssh://{device.user}@127.0.0.1:{device.port}", budget_ms=1000,
             runtime=("tflite",), precision=("fp32",), out=tmp_path / "out", force=True, warmup_seconds=0.0, min_runs=5,
-            min_seconds=0.0,
+            min_seconds=0.0, accept_throttled=True,
         )  # fmt: skip
 
     build()
@@ -89,6 +89,14 @@ def test_another_board_at_the_same_address_is_measured_anew(
     boards.append("another")
     build()
     assert len(measured) == 2
+
+
+def test_a_dry_run_needs_no_device(project: Project, tmp_path: Path) -> None:
+    done = edgecompile(
+        "build", project.model, "--target", "pi4", "--on", "ssh://127.0.0.1:1", "--budget-ms", "1000", "--out",
+        tmp_path / "out", "--dry-run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
 
 
 def test_what_is_measured_is_what_was_built(project: Project, tmp_path: Path) -> None:
