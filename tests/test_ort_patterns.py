@@ -142,6 +142,8 @@ def arranged(proto: onnx.ModelProto, precision: Precision) -> list[str]:
     changed = ort_patterns.arrange(proto, precision)
     onnx.checker.check_model(proto, full_check=True)
     assert outputs(proto) == pytest.approx(before, abs=1e-5)
+    read = {name for node in proto.graph.node for name in node.input}
+    assert not changed or {tensor.name for tensor in proto.graph.initializer} <= read
     found = [node.op_type for node in proto.graph.node]
     assert changed == int(found[1] not in ("ReduceMean", "AveragePool"))
     return found[1:-1]
@@ -176,6 +178,7 @@ def test_names_that_are_there_stay_theirs() -> None:
     proto.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "edgecompile_average_0"))
     assert arranged(proto, "int8") == ["Conv"]
     assert proto.graph.node[1].input[1] == "edgecompile_average_1"
+    assert arranged(pooling("AveragePool", kernel_shape=[2, 2], strides=[2, 2]), "int8") == ["Conv"]
 
 
 def test_a_pool_between_operators_that_stay_in_float_stays_in_float() -> None:

@@ -52,8 +52,24 @@ def arrange(proto: onnx.ModelProto, precision: Precision) -> int:
 
     Needs the shapes of tensors in ``value_info``. INT8's activations are tables, so that GELU stays as it is there.
     """
-    if precision != "int8":
-        return _gelus(proto)
+    changed = _gelus(proto) if precision != "int8" else _pools(proto)
+    if changed:
+        _drop_unused(proto)
+    return changed
+
+
+def _drop_unused(proto: onnx.ModelProto) -> None:
+    """Drop constants that nothing reads any more: ONNX Runtime warns of each."""
+    used = {name for node in base.nodes_of(proto.graph) for name in node.input}
+    used |= {value.name for value in (*proto.graph.output, *proto.graph.input)}
+    kept = [tensor for tensor in proto.graph.initializer if tensor.name in used]
+    if len(kept) < len(proto.graph.initializer):
+        del proto.graph.initializer[:]
+        proto.graph.initializer.extend(kept)
+
+
+def _pools(proto: onnx.ModelProto) -> int:
+    """Make poolings what is fast in INT8."""
     shapes = _shapes(proto)
     changed = sum(_global_pool(proto, node, shapes) for node in list(proto.graph.node))
     pools = [node for node in proto.graph.node if node.op_type == "AveragePool"]
