@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from edgecompile.lower import base
 from edgecompile.tables.key import Shape
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ class _Walk:
 
     def _concat(self, node: onnx.NodeProto) -> bool:
         whole = all(name in self.blocked and self._channels(name) % self.block == 0 for name in node.input)
-        return _integers(node, "axis") == [1] and whole and self._made(node)
+        return base.integers(node, "axis") == [1] and whole and self._made(node)
 
     def _resize(self, node: onnx.NodeProto) -> bool:
         name = node.input[0]
@@ -224,7 +225,7 @@ class _Walk:
         return self._made(node)
 
     def _transpose(self, node: onnx.NodeProto) -> bool:
-        order = _integers(node, "perm")
+        order = base.integers(node, "perm")
         if order == _TO_CHANNELS_LAST and node.input[0] in self.blocked:
             self.transposed.add(node.name)
             self.out_of[node.input[0]] = None
@@ -241,10 +242,3 @@ class _Walk:
 
 def _plain(node: onnx.NodeProto) -> bool:
     return False
-
-
-def _integers(node: onnx.NodeProto, name: str) -> list[int]:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return list(attribute.ints) or [attribute.i]
-    return []

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from edgecompile.learn import blocked
 from edgecompile.learn.features import CLAMP, Moving, Part, parts
@@ -18,6 +18,8 @@ from edgecompile.types import Precision
 if TYPE_CHECKING:
     import onnx
 
+_Makers: TypeAlias = "dict[str, onnx.NodeProto]"
+_Readers: TypeAlias = "dict[str, list[onnx.NodeProto]]"
 #: An addition that ONNX Runtime makes along with the convolution before it reads one tensor, and writes none anew.
 _FUSED_ADD = 1 / 3
 #: Constants of so few elements may say what an operator does.
@@ -83,8 +85,9 @@ def _fused(
     model: onnx.ModelProto, keys: Sequence[tuple[str, OperatorKey]], layouts: blocked.Layouts | None
 ) -> list[tuple[str, OperatorKey]]:
     """The operators that are left, with the names of their nodes."""
-    gelus = _gelus(model)
-    gone = {name for names in gelus.values() for name in names} | _scales(model)
+    edges = _edges(model)
+    gelus = _gelus(model, *edges)
+    gone = {name for names in gelus.values() for name in names} | _scales(model, *edges)
     resized: Set[str] = frozenset()
     if layouts is not None:
         gone, resized = gone | layouts.transposed, layouts.resized
@@ -97,19 +100,18 @@ def _fused(
     return found
 
 
-def _edges(model: onnx.ModelProto) -> tuple[dict[str, onnx.NodeProto], dict[str, list[onnx.NodeProto]]]:
+def _edges(model: onnx.ModelProto) -> tuple[_Makers, _Readers]:
     """Who makes each tensor, and who reads it."""
     makers = {name: node for node in model.graph.node for name in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
+    readers: _Readers = {}
     for node in model.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
     return makers, readers
 
 
-def _gelus(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
+def _gelus(model: onnx.ModelProto, makers: _Makers, readers: _Readers) -> dict[str, tuple[str, ...]]:
     """``x * (1 + erf(x / sqrt(2))) / 2``: the name of each error function, with those of the operators around it."""
-    makers, readers = _edges(model)
     found = {}
     for node in model.graph.node:
         if node.op_type != "Erf" or node.input[0] not in makers:
@@ -126,17 +128,16 @@ def _gelus(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _scales(model: onnx.ModelProto) -> set[str]:
+def _scales(model: onnx.ModelProto, makers: _Makers, readers: _Readers) -> set[str]:
     """Products by one constant directly behind or before a product of matrices, which makes them along with it."""
-    makers, readers = _edges(model)
     single = {tensor.name for tensor in model.graph.initializer if math.prod(tensor.dims) == 1}
     found = set()
     for node in model.graph.node:
         if node.op_type not in ("Mul", "Div") or not single & set(node.input):
             continue
         before = [makers[name] for name in node.input if name in makers and len(readers[name]) == 1]
-        around = [*before, *(readers.get(node.output[0], []) if len(readers.get(node.output[0], [])) == 1 else [])]
-        if any(one.op_type == "MatMul" for one in around):
+        after = readers.get(node.output[0], [])
+        if any(one.op_type == "MatMul" for one in (*before, *(after if len(after) == 1 else ()))):
             found.add(node.name)
     return found
 

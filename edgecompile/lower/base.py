@@ -155,6 +155,14 @@ def nodes_of(graph: Any) -> list[Any]:
     return found
 
 
+def integers(node: onnx.NodeProto, name: str, default: Sequence[int] = ()) -> list[int]:
+    """An attribute of one integer or of several; ``default`` where the node does not have it."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return list(attribute.ints) or [attribute.i]
+    return list(default)
+
+
 def unsupported(what: str, operators: Iterable[tuple[str, str]], *, remedy: str | None = None) -> UnsupportedModelError:
     """The error that names operators as ``type (node, node)``."""
     pairs = tuple(operators)

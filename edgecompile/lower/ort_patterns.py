@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,19 +117,12 @@ def _shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return {v.name: tuple(int(d.dim_value) for d in v.type.tensor_type.shape.dim) for v in values}
 
 
-def _integers(node: onnx.NodeProto, name: str, default: Sequence[int] = ()) -> list[int]:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return list(attribute.ints) or [attribute.i]
-    return list(default)
-
-
 def _axes(proto: onnx.ModelProto, node: onnx.NodeProto) -> list[int]:
     """The axes of a reduction: an attribute, and from opset 18 on a constant."""
     from onnx import numpy_helper
 
     if len(node.input) < 2:
-        return _integers(node, "axes")
+        return base.integers(node, "axes")
     found = next((tensor for tensor in proto.graph.initializer if tensor.name == node.input[1]), None)
     return [] if found is None else [int(axis) for axis in numpy_helper.to_array(found)]
 
@@ -141,10 +134,10 @@ def _global_pool(proto: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[s
         return False
     if node.op_type == "ReduceMean":
         over_maps = {axis % 4 for axis in _axes(proto, node)} == {2, 3}
-        if over_maps and _integers(node, "keepdims", [1]) == [0]:
+        if over_maps and base.integers(node, "keepdims", [1]) == [0]:
             _flatten_behind(proto, node)
     else:
-        whole = _integers(node, "kernel_shape") == list(shape[2:]) and not any(_integers(node, "pads"))
+        whole = base.integers(node, "kernel_shape") == list(shape[2:]) and not any(base.integers(node, "pads"))
         over_maps = node.op_type == "AveragePool" and whole and _plain_windows(node)
     if over_maps:
         del node.input[1:]
@@ -165,7 +158,11 @@ def _flatten_behind(proto: onnx.ModelProto, node: onnx.NodeProto) -> None:
 
 def _plain_windows(node: onnx.NodeProto) -> bool:
     padded = any(attribute.name == "auto_pad" and attribute.s != b"NOTSET" for attribute in node.attribute)
-    return not padded and set(_integers(node, "dilations", [1])) == {1} and _integers(node, "ceil_mode", [0]) == [0]
+    return (
+        not padded
+        and set(base.integers(node, "dilations", [1])) == {1}
+        and base.integers(node, "ceil_mode", [0]) == [0]
+    )
 
 
 def _depthwise(proto: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -173,11 +170,11 @@ def _depthwise(proto: onnx.ModelProto, node: onnx.NodeProto, shapes: Mapping[str
     import numpy as np
     from onnx import helper, numpy_helper
 
-    shape, pads = shapes.get(node.input[0], ()), _integers(node, "pads")
-    alike = not any(pads) or _integers(node, "count_include_pad") == [1]
+    shape, pads = shapes.get(node.input[0], ()), base.integers(node, "pads")
+    alike = not any(pads) or base.integers(node, "count_include_pad") == [1]
     if len(shape) != 4 or not alike or not _plain_windows(node):
         return False
-    kernel, name = _integers(node, "kernel_shape"), _unused(proto, _AVERAGE)
+    kernel, name = base.integers(node, "kernel_shape"), _unused(proto, _AVERAGE)
     weights = np.full((shape[1], 1, *kernel), 1 / math.prod(kernel), np.float32)
     proto.graph.initializer.append(numpy_helper.from_array(weights, name))
     kept = [attribute for attribute in node.attribute if attribute.name in ("kernel_shape", "strides", "pads")]

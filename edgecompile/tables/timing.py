@@ -123,8 +123,8 @@ def measure(
     """The milliseconds of each distinct key on a machine (this one without ``transport``), by measuring it alone.
 
     ``transport`` is one that was entered; ``workdir`` holds the files while they are measured.
-    What ``cache`` holds is not measured again; ``fingerprint`` is what the machine is known by there,
-    beside the versions of its runtimes. An operator that
+    What ``cache`` holds is not measured again; ``fingerprint`` is what the machine is known by there, of another one
+    with the versions of its runtimes (without one, it is asked each time). An operator that
     cannot be a file of its own is estimated by the bytes it moves, at the rate of the operators measured that do
     little else. Raises `DeviceError` when the machine or its runtime fails, `InputError` for an emulated machine.
     """
@@ -167,7 +167,7 @@ def measure_alone(
         seed=seed,
         options=options or MeasureOptions(),
         fingerprint=fingerprint,
-        version=_version(runtime) if transport is None or transport.is_this_machine else identity.of(transport),
+        version=_known_by(runtime, transport, fingerprint),
     )
     store = cache if isinstance(cache, Store) else Store(cache)
     distinct = list(dict.fromkeys(keys))
@@ -202,6 +202,13 @@ def _keep(store: Store, key: str, timed: Timed) -> Timed:
 
 def _place(store: Store, key: str) -> Path:
     return store.root / TIMES / f"{key[:32]}.json"
+
+
+def _known_by(runtime: RuntimeName, transport: Transport | None, fingerprint: str) -> str:
+    """What times are kept under beside the fingerprint. One of another machine's was asked of it, with its versions."""
+    if transport is None or transport.is_this_machine:
+        return _version(runtime)
+    return "" if fingerprint else identity.of(transport)
 
 
 def _version(runtime: RuntimeName) -> str:
